@@ -1,0 +1,1 @@
+//! Datasets, testbed, tokenizers and batches of plain arrays.

@@ -1,0 +1,1 @@
+//! Evaluators: one score per example.

@@ -1,0 +1,1 @@
+//! Manifests, plans, composition and the unsay binary.

@@ -1,0 +1,2 @@
+//! The `unsay` binary.
+fn main() {}

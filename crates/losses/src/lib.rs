@@ -1,0 +1,1 @@
+//! Every training objective, as pure functions over per-token log-probabilities.

@@ -1,0 +1,1 @@
+//! Decoder architectures, heads, sampling and weights on disk.

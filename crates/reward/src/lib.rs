@@ -1,0 +1,1 @@
+//! Learned and rule-based judges of completions.

@@ -1,0 +1,1 @@
+//! The online loop: rollouts of the model's own completions and their selection.

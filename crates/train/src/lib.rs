@@ -1,0 +1,1 @@
+//! The offline loop: optimiser, schedules, accumulation, checkpoints.
