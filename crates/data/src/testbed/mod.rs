@@ -1,0 +1,1 @@
+//! Dialogue worlds made by the project, each with an exact oracle.
