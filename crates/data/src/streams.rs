@@ -34,13 +34,6 @@ mod tests {
     #[test]
     fn the_streams_stay_the_same_over_versions() {
         let drawn: Vec<u64> = (0..3).map(|p| stream(7, "order", p).next_u64()).collect();
-        assert_eq!(
-            drawn,
-            [
-                14952247293763516166,
-                395754680697219632,
-                1927313506088969599
-            ]
-        );
+        assert_eq!(drawn, [14952247293763516166, 395754680697219632, 1927313506088969599]);
     }
 }

@@ -1,0 +1,2 @@
+//! tmp
+pub(crate) const SHAPES: &str = "";
