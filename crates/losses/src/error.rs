@@ -1,0 +1,62 @@
+//! What can be wrong with a loss's parameters or inputs.
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is wrong, with what was expected and what was given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A parameter outside its range.
+    #[error("`{name}` is {value}, expected {range}")]
+    Range {
+        /// The parameter as the manifest spells it, after the loss: `cringe.alpha`.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// The values allowed.
+        range: &'static str,
+    },
+    /// A tensor of the wrong shape, type or content.
+    #[error("{what}: expected {expected}, got {got}")]
+    Input {
+        /// The tensor.
+        what: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// Nothing was handed in.
+    #[error("{what} is empty")]
+    Empty {
+        /// What has no rows.
+        what: &'static str,
+    },
+    /// The whole batch holds no token that this loss trains.
+    #[error("`{loss}` has nothing to learn from: {found}\nhint: {hint}")]
+    NothingToLearn {
+        /// The loss's name.
+        loss: &'static str,
+        /// What the batch holds instead.
+        found: String,
+        /// What to change.
+        hint: &'static str,
+    },
+    /// libtorch refused, for instance because memory ran out.
+    #[error("libtorch: {}", .0.to_string().lines().next().unwrap_or_default())]
+    Torch(#[from] tch::TchError),
+}
+
+impl Error {
+    /// An [`Error::Input`] from anything printable.
+    pub(crate) fn input(what: &'static str, expected: impl ToString, got: impl ToString) -> Self {
+        Error::Input { what, expected: expected.to_string(), got: got.to_string() }
+    }
+}
+
+/// A parameter that must be finite and at least zero, as most weights are.
+pub(crate) fn not_negative(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value.is_finite() && value >= 0.0;
+    (!fine).then(|| Error::Range { name, value: value.to_string(), range: "a finite number, at least 0" })
+}

@@ -1,0 +1,191 @@
+//! Whose token each row is, and how many there are of each kind.
+
+use std::iter::Sum;
+use std::ops::{Add, AddAssign};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::value::term;
+use crate::{Error, Result, TokenStats};
+
+/// Whose token each of the `N` rows of an op is.
+#[derive(Debug)]
+pub struct TokenRows {
+    /// `[N]` the example in the micro-batch, `i64` in `0..n_examples`.
+    pub example: Tensor,
+    /// `[N]` what the example is: 1 positive, 0 negative, -1 unlabelled, `i64`.
+    pub label: Tensor,
+    /// `[N]` whether the target ends the completion, `bool`.
+    pub is_eos: Tensor,
+    /// Examples in the micro-batch.
+    pub n_examples: i64,
+}
+
+impl TokenRows {
+    /// From plain arrays: for each row its example and whether it is the end, for each example its label.
+    ///
+    /// **Errors**: [`Error::Empty`] without rows, [`Error::Input`] for lengths that differ, an example that does
+    /// not exist or a label other than 1, 0 and -1.
+    pub fn new(example: &[i64], is_eos: &[bool], labels: &[i8], device: Device) -> Result<Self> {
+        if example.is_empty() {
+            return Err(Error::Empty { what: "the batch of token rows" });
+        }
+        if is_eos.len() != example.len() {
+            return Err(Error::input("is_eos", format!("{} rows", example.len()), is_eos.len()));
+        }
+        if let Some(label) = labels.iter().find(|l| !(-1..=1).contains(*l)) {
+            return Err(Error::input("labels", "1 (positive), 0 (negative) or -1 (unlabelled)", label));
+        }
+        let label_of = |&e: &i64| usize::try_from(e).ok().and_then(|e| labels.get(e)).map(|&l| i64::from(l)).ok_or(e);
+        let label = example.iter().map(label_of).collect::<std::result::Result<Vec<i64>, i64>>();
+        let label = label.map_err(|e| Error::input("example", format!("0..{}", labels.len()), e))?;
+        Ok(TokenRows {
+            example: Tensor::f_from_slice(example)?.f_to_device(device)?,
+            label: Tensor::f_from_slice(&label)?.f_to_device(device)?,
+            is_eos: Tensor::f_from_slice(is_eos)?.f_to_device(device)?,
+            n_examples: labels.len() as i64,
+        })
+    }
+
+    /// Checks that the rows belong to `stats` and that `counts` covers them.
+    pub(crate) fn check(&self, stats: &TokenStats, counts: &TokenCounts) -> Result<()> {
+        let n = stats.n_rows();
+        if n == 0 {
+            return Err(Error::Empty { what: "the batch of token rows" });
+        }
+        let columns = [
+            ("example", &self.example, Kind::Int64),
+            ("label", &self.label, Kind::Int64),
+            ("is_eos", &self.is_eos, Kind::Bool),
+        ];
+        for (what, tensor, kind) in columns {
+            if tensor.size() != [n] || tensor.f_kind()? != kind {
+                let got = format!("{:?} of {:?}", tensor.size(), tensor.f_kind()?);
+                return Err(Error::input(what, format!("[{n}] of {kind:?}, as `stats` has {n} rows"), got));
+            }
+            if tensor.device() != stats.logp.device() {
+                return Err(Error::input(what, format!("on {:?}", stats.logp.device()), format!("on {:?}", tensor.device())));
+            }
+        }
+        let ends = |t: &Tensor| -> Result<(i64, i64)> { Ok((t.f_min()?.int64_value(&[]), t.f_max()?.int64_value(&[]))) };
+        let (low, high) = ends(&self.example)?;
+        if low < 0 || high >= self.n_examples {
+            return Err(Error::input("example", format!("0..{}", self.n_examples), if low < 0 { low } else { high }));
+        }
+        let (low, high) = ends(&self.label)?;
+        if low < -1 || high > 1 {
+            return Err(Error::input("label", "1 (positive), 0 (negative) or -1 (unlabelled)", if low < -1 { low } else { high }));
+        }
+        let own = TokenCounts::of(self)?;
+        let (has, whole) = (own.all(), counts.all());
+        if has.iter().zip(whole).any(|(has, whole)| !(*has <= whole)) {
+            return Err(Error::input("counts", format!("rows of the whole batch, at least this part's {has:?}"), format!("{whole:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// Rows of each kind in the **whole** batch, over all its micro-batches: what losses divide by.
+///
+/// Add up those of the micro-batches; [`TokenCounts::of`] and [`TokenCounts::count`] give one micro-batch's.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TokenCounts {
+    /// Rows of positive examples, ends included.
+    pub positive: f64,
+    /// Rows of positive examples that are ends.
+    pub positive_eos: f64,
+    /// Rows of negative examples, ends included.
+    pub negative: f64,
+    /// Rows of negative examples that are ends.
+    pub negative_eos: f64,
+    /// Rows of unlabelled examples, ends included.
+    pub unlabelled: f64,
+    /// Rows of unlabelled examples that are ends.
+    pub unlabelled_eos: f64,
+}
+
+impl TokenCounts {
+    /// Counts rows given as label (1, 0, -1) and whether they are an end; other labels count as unlabelled.
+    pub fn count(rows: impl IntoIterator<Item = (i8, bool)>) -> Self {
+        let mut counts = TokenCounts::default();
+        for (label, is_eos) in rows {
+            let (rows, ends) = match label {
+                1 => (&mut counts.positive, &mut counts.positive_eos),
+                0 => (&mut counts.negative, &mut counts.negative_eos),
+                _ => (&mut counts.unlabelled, &mut counts.unlabelled_eos),
+            };
+            *rows += 1.0;
+            *ends += f64::from(u8::from(is_eos));
+        }
+        counts
+    }
+
+    /// Counts the rows of one micro-batch.
+    ///
+    /// **Errors**: only libtorch's.
+    pub fn of(rows: &TokenRows) -> Result<Self> {
+        // One transfer: the kinds are six numbers, label and end in one code.
+        let code = rows.label.f_add_scalar(1)?.f_mul_scalar(2)?.f_add(&rows.is_eos.f_to_kind(Kind::Int64)?)?;
+        let codes = Vec::<i64>::try_from(code.f_to_device(Device::Cpu)?)?;
+        Ok(TokenCounts::count(codes.iter().map(|c| ((c / 2 - 1) as i8, c % 2 == 1))))
+    }
+
+    /// All rows.
+    pub fn total(&self) -> f64 {
+        self.positive + self.negative + self.unlabelled
+    }
+
+    fn all(&self) -> [f64; 6] {
+        [self.positive, self.positive_eos, self.negative, self.negative_eos, self.unlabelled, self.unlabelled_eos]
+    }
+}
+
+impl Add for TokenCounts {
+    type Output = TokenCounts;
+
+    fn add(self, other: Self) -> Self {
+        TokenCounts {
+            positive: self.positive + other.positive,
+            positive_eos: self.positive_eos + other.positive_eos,
+            negative: self.negative + other.negative,
+            negative_eos: self.negative_eos + other.negative_eos,
+            unlabelled: self.unlabelled + other.unlabelled,
+            unlabelled_eos: self.unlabelled_eos + other.unlabelled_eos,
+        }
+    }
+}
+
+impl AddAssign for TokenCounts {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Sum for TokenCounts {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(TokenCounts::default(), Add::add)
+    }
+}
+
+/// What every run wants to see, whatever its loss: token accuracy and mean log-probability on each side.
+///
+/// `token_acc_positive`, `logp_positive`, `token_acc_negative`, `logp_negative`, means over the rows of the whole
+/// batch that add up over micro-batches; unlabelled rows count as positive, a side without rows is left out.
+/// On negatives both should fall during training.
+///
+/// **Shapes**: as [`TokenStats`] and [`TokenRows`]; the results are detached scalars.
+///
+/// **Errors**: [`Error::Input`] when rows, stats and counts do not fit together.
+pub fn token_metrics(stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts) -> Result<Vec<(&'static str, Tensor)>> {
+    rows.check(stats, counts)?;
+    let correct = stats.correct.f_to_kind(stats.logp.kind())?;
+    let (negative, positive) = (rows.label.f_eq(0)?, rows.label.f_ne(0)?);
+    let n_positive = counts.positive + counts.unlabelled;
+    let terms = [
+        term("token_acc_positive", &correct, &positive, n_positive)?,
+        term("logp_positive", &stats.logp, &positive, n_positive)?,
+        term("token_acc_negative", &correct, &negative, counts.negative)?,
+        term("logp_negative", &stats.logp, &negative, counts.negative)?,
+    ];
+    Ok(terms.into_iter().flatten().collect())
+}

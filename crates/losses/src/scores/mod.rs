@@ -1,0 +1,5 @@
+//! Losses over one score per example.
+
+mod pointwise;
+
+pub use pointwise::pointwise;

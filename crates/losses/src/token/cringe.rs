@@ -1,0 +1,250 @@
+//! CRINGE: contrast every token of a negative with one the model would rather say.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{TokenLoss, check, wanted};
+use crate::error::not_negative;
+use crate::value::{select, term};
+use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
+
+/// Likelihood of positives plus a contrast of every negative token with a sampled likely one.
+///
+/// `L = (1/n) [ Σ₊ −log p(y_t) + α Σ₋ softplus(z(y_t) − z(s_t)) ]`. Per token of a negative, `s_t` is drawn from the
+/// softmax of `k` candidate logits: the `k + 1` largest without `y_t`, or without the smallest of them where `y_t` is
+/// not among them. `n` is the number of tokens trained by either part in the whole batch: positives and negatives share
+/// one denominator, so the weight of the negatives follows their share of the tokens.
+///
+/// **Shapes**: see [`TokenLoss::evaluate`]; `draws` `[N, 1]`.
+///
+/// **Parameters**: `alpha` (required), weight of the contrast, finite and at least 0; `k` (required), candidates, 1 to
+/// 65536 and below the vocabulary size; `detach_positives` (`false`), `contrast_on_positives` (`false`), `ce_on_positives`
+/// (`true`), `count_eos` (`true`): see the fields.
+///
+/// **Errors**: [`Error::Range`] for `alpha` and `k`; the op refuses a vocabulary smaller than `k + 1`;
+/// otherwise those of [`TokenLoss::evaluate`].
+///
+/// **On negatives**: `z(y)` is pushed down and `z(s)` up by the same `σ(z(y) − z(s))·α/n`; bounded by `α/n`, and it
+/// fades once `s` is clearly preferred. All other logits get nothing.
+///
+/// **Reference**: L. Adolphs, T. Gao, J. Xu, K. Shuster, S. Sukhbaatar, J. Weston, "The CRINGE Loss: Learning what
+/// language not to model", 2022, §3.2, eq. 2 to 4. The switches and the shared denominator are those of the released
+/// code.
+///
+/// **Differs from the paper**: no. It differs from the released code in two places that the paper does not want: no
+/// ignore index leaks into the contrast (there it silently drops the contrast on positives, or on negatives, depending on
+/// the padding id), and the excluded candidate gets probability 0 instead of a logit 1e10 lower, which is the
+/// same draw without overflow in half precision.
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use unsay_losses::{Cringe, TokenCounts, TokenLoss, TokenOp, TokenRows};
+///
+/// # fn main() -> Result<(), unsay_losses::Error> {
+/// let loss = Cringe::new(1.0, 1);
+/// let logits = Tensor::from_slice(&[2.0f64, 1.0, 0.0, -1.0]).view([1, 4]).set_requires_grad(true);
+/// let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+/// let rows = TokenRows::new(&[0], &[false], &[0], Device::Cpu)?; // a negative whose token is the model's favourite
+/// let draws = Tensor::from_slice(&[0.5f64]).view([1, 1]);
+///
+/// let op = TokenOp::new(&logits, &identity, &Tensor::from_slice(&[0i64]), &loss.needs())?;
+/// let stats = op.forward()?;
+/// let value = loss.evaluate(&stats, &rows, &TokenCounts::of(&rows)?, Some(&draws))?;
+/// assert!((value.total.double_value(&[]) - 1.31326).abs() < 1e-5); // softplus(2 - 1)
+/// value.total.backward();
+/// op.surrogate(&stats)?.backward();
+/// let push = Vec::<f64>::try_from(logits.grad().view([-1])).unwrap();
+/// assert!((push[0] - 0.73106).abs() < 1e-5 && (push[1] + 0.73106).abs() < 1e-5);
+/// assert_eq!(push[2..], [0.0, 0.0]);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cringe {
+    /// Weight of the contrast against the likelihood; finite, at least 0. Published runs use 0.5 to 5.
+    pub alpha: f64,
+    /// Candidates to draw from; at least 1. Published runs use 5; 1 is deterministic.
+    pub k: usize,
+    /// Whether the sampled token's logit gets no gradient, so that the negative is only pushed down.
+    #[serde(default)]
+    pub detach_positives: bool,
+    /// Whether tokens of positive examples are contrasted too, as the better side:
+    /// `softplus(z(s) − z(y))`. Unlabelled examples never are.
+    #[serde(default)]
+    pub contrast_on_positives: bool,
+    /// Whether positive examples train the likelihood; unlabelled ones always do.
+    #[serde(default = "yes")]
+    pub ce_on_positives: bool,
+    /// Whether the end of a completion is contrasted like its other tokens. If not, ends that would only be
+    /// contrasted do not count in the denominator either.
+    #[serde(default = "yes")]
+    pub count_eos: bool,
+}
+
+/// Far beyond any use, and small enough for every integer type between here and libtorch.
+const MAX_K: usize = 1 << 16;
+
+fn yes() -> bool {
+    true
+}
+
+impl Cringe {
+    /// With the switches of the released code.
+    pub fn new(alpha: f64, k: usize) -> Self {
+        Cringe {
+            alpha,
+            k,
+            detach_positives: false,
+            contrast_on_positives: false,
+            ce_on_positives: true,
+            count_eos: true,
+        }
+    }
+
+    /// How many rows train the likelihood, and how many the contrast.
+    fn parts(&self, counts: &TokenCounts) -> (f64, f64) {
+        let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
+        let likelihood = counts.unlabelled + if self.ce_on_positives { counts.positive } else { 0.0 };
+        let on_positives =
+            if self.contrast_on_positives { contrasted(counts.positive, counts.positive_eos) } else { 0.0 };
+        (likelihood, contrasted(counts.negative, counts.negative_eos) + on_positives)
+    }
+
+    /// `softplus` of the worse logit minus the better one, per row.
+    fn contrast(&self, stats: &TokenStats, rows: &TokenRows, targets_better: &Tensor, draws: &Tensor) -> Result<Tensor> {
+        let target = wanted("stats.target_logit", &stats.target_logit)?;
+        let top = wanted("stats.top_logits", &stats.top_logits)?;
+        let ids = wanted("stats.top_ids", &stats.top_ids)?;
+        let n = rows.label.size()[0];
+        let wanted_size = [n, self.k as i64 + 1];
+        if top.size() != wanted_size {
+            return Err(Error::input("stats.top_logits", format!("{wanted_size:?}"), format!("{:?}", top.size())));
+        }
+        let chosen = draw(top, &excluded(ids, &stats.targets)?, draws)?;
+        let sampled = top.f_gather(1, &chosen, false)?.f_squeeze_dim(1)?;
+        let sampled = if self.detach_positives { sampled.f_detach()? } else { sampled };
+        let worse_minus_better = sampled.f_sub(target)?.f_where_self(targets_better, &target.f_sub(&sampled)?)?;
+        // softplus(x) = −log σ(−x), exact for every x; libtorch's softplus turns linear past 20.
+        Ok(worse_minus_better.f_neg()?.f_log_sigmoid()?.f_neg()?)
+    }
+}
+
+/// `[N, k+1]` which of the largest logits is no candidate: the target, or the last where the target is not among them.
+fn excluded(ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let is_target = ids.f_eq_tensor(&targets.f_unsqueeze(1)?)?;
+    let missing = is_target.f_any_dim(1, true)?.f_logical_not()?;
+    let last = ids.f_zeros_like()?.f_index_fill(1, &Tensor::f_from_slice(&[ids.size()[1] - 1])?.f_to_device(ids.device())?, 1)?;
+    Ok(is_target.f_logical_or(&last.f_to_kind(Kind::Bool)?.f_logical_and(&missing)?)?)
+}
+
+/// `[N, 1]` the candidate that each draw picks: inverse distribution function of the softmax over the logits that are
+/// not excluded, in `f64`.
+///
+/// The excluded one has probability 0, so the distribution function does not grow there: the first place where it
+/// exceeds the draw is never that one. Rounding can push a draw near 1 past the end; it then takes the first place
+/// where the function reaches its end, which has a positive probability too.
+fn draw(top: &Tensor, excluded: &Tensor, draws: &Tensor) -> Result<Tensor> {
+    let logits = top.f_detach()?.f_to_kind(Kind::Double)?.f_masked_fill(excluded, f64::NEG_INFINITY)?;
+    let reached = logits.f_softmax(-1, None)?.f_cumsum(-1, None)?;
+    let columns = reached.size()[1];
+    let end = reached.f_narrow(1, columns - 1, 1)?;
+    let count = |places: Tensor| places.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
+    let drawn = count(reached.f_le_tensor(&draws.f_to_kind(Kind::Double)?.f_mul(&end)?)?)?;
+    Ok(drawn.f_minimum(&count(reached.f_lt_tensor(&end)?)?)?)
+}
+
+/// Checks that there is one uniform draw per row.
+fn one_per_row<'a>(draws: Option<&'a Tensor>, stats: &TokenStats) -> Result<&'a Tensor> {
+    let expected = format!("[{}, 1], uniform in [0, 1), as `cringe` draws once per row", stats.n_rows());
+    let Some(draws) = draws else {
+        return Err(Error::input("draws", expected, "none"));
+    };
+    if draws.size() != [stats.n_rows(), 1] || !draws.is_floating_point() {
+        return Err(Error::input("draws", expected, format!("{:?} of {:?}", draws.size(), draws.f_kind()?)));
+    }
+    if draws.device() != stats.logp.device() {
+        return Err(Error::input("draws", format!("on {:?}", stats.logp.device()), format!("on {:?}", draws.device())));
+    }
+    let (low, high) = (draws.f_min()?.double_value(&[]), draws.f_max()?.double_value(&[]));
+    if !(low >= 0.0 && high < 1.0) {
+        return Err(Error::input("draws", expected, format!("values from {low} to {high}")));
+    }
+    Ok(draws)
+}
+
+impl TokenLoss for Cringe {
+    fn name(&self) -> &'static str {
+        "cringe"
+    }
+
+    fn summary(&self) -> &'static str {
+        "likelihood of positives plus a contrast of every negative token with a sampled likely one"
+    }
+
+    fn problems(&self) -> Vec<Error> {
+        let alpha = not_negative("cringe.alpha", self.alpha);
+        let k = (self.k == 0 || self.k > MAX_K).then(|| Error::Range {
+            name: "cringe.k",
+            value: self.k.to_string(),
+            range: "a whole number from 1 to 65536",
+        });
+        alpha.into_iter().chain(k).collect()
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { top_k: self.k.saturating_add(1), target_logit: true, log1m_p: false }
+    }
+
+    fn draws_per_row(&self) -> usize {
+        1
+    }
+
+    fn rows_trained(&self, counts: &TokenCounts) -> f64 {
+        let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
+        let positive = match (self.ce_on_positives, self.contrast_on_positives) {
+            (true, _) => counts.positive,
+            (false, true) => contrasted(counts.positive, counts.positive_eos),
+            (false, false) => 0.0,
+        };
+        counts.unlabelled + positive + contrasted(counts.negative, counts.negative_eos)
+    }
+
+    fn evaluate(&self, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, draws: Option<&Tensor>) -> Result<LossValue> {
+        check(self, stats, rows, counts, "see `ce_on_positives`, `contrast_on_positives` and `count_eos`")?;
+        let draws = one_per_row(draws, stats)?;
+        let n = self.rows_trained(counts);
+        let (n_likelihood, n_contrast) = self.parts(counts);
+        let (positive, negative) = (rows.label.f_eq(1)?, rows.label.f_eq(0)?);
+        let likely = match self.ce_on_positives {
+            true => rows.label.f_ne(0)?,
+            false => rows.label.f_eq(-1)?,
+        };
+        let either = match self.contrast_on_positives {
+            true => negative.f_logical_or(&positive)?,
+            false => negative,
+        };
+        let contrasted = match self.count_eos {
+            true => either,
+            false => either.f_logical_and(&rows.is_eos.f_logical_not()?)?,
+        };
+        let nll = stats.logp.f_neg()?;
+        let contrast = self.contrast(stats, rows, &positive, draws)?;
+        let values = select(&nll, &likely)?.f_add(&select(&contrast, &contrasted)?.f_mul_scalar(self.alpha)?)?;
+        let terms = [
+            term("ce_loss", &nll, &likely, n_likelihood)?,
+            term("ct_loss", &contrast, &contrasted, n_contrast)?,
+        ];
+        LossValue::from_rows(&values.f_div_scalar(n)?, rows, terms.into_iter().flatten().collect())
+    }
+
+    fn samples() -> Vec<Self> {
+        let base = Cringe::new(1.0, 5);
+        vec![
+            base,
+            Cringe { k: 1, alpha: 0.5, ..base },
+            Cringe { detach_positives: true, ..base },
+            Cringe { contrast_on_positives: true, ce_on_positives: false, ..base },
+            Cringe { count_eos: false, ..base },
+        ]
+    }
+}
