@@ -1,1 +1,43 @@
 //! Decoder architectures, heads, sampling and weights on disk.
+//!
+//! The only architecture is the Llama form: RMSNorm before each block, rotary positions, SwiGLU,
+//! grouped-query attention, tied or untied output embedding. A model is a Hugging Face folder
+//! (`config.json`, `model.safetensors` with Hugging Face names), so other tools read what is written here.
+//!
+//! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
+//! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
+//! * [`generate`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
+//! * [`SequenceClassifier`]: a decoder trunk with one score
+//! * [`device`]: `cpu`, `cuda`, `cuda:N`
+//! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
+//!
+//! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
+
+mod attention;
+mod cache;
+mod choose;
+mod classifier;
+mod config;
+mod decoder;
+pub mod device;
+mod error;
+pub mod files;
+mod generate;
+mod hf;
+mod init;
+mod layer;
+mod logps;
+mod params;
+mod rope;
+mod sampling;
+mod trunk;
+pub mod weights;
+
+pub use classifier::SequenceClassifier;
+pub use config::{Config, Size};
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use generate::{Generated, generate};
+pub use logps::logps;
+pub use params::Params;
+pub use sampling::Sampling;

@@ -1,0 +1,101 @@
+//! One score per sequence.
+
+use std::path::Path;
+
+use rand::Rng;
+use tch::{Device, Kind, Tensor};
+
+use crate::decoder::{CONFIG, WEIGHTS, save};
+use crate::hf::{self, Architecture};
+use crate::layer::linear;
+use crate::trunk::{self, Trunk};
+use crate::{Config, Decoder, Error, Params, Result, init, weights};
+
+const SCORE: &str = "score.weight";
+
+/// A decoder trunk and a linear score of its state at the last real token, stored like Hugging Face's
+/// `LlamaForSequenceClassification` with one label. A logit above 0 means positive.
+#[derive(Debug)]
+pub struct SequenceClassifier {
+    trunk: Trunk,
+    score: Tensor,
+    params: Params,
+}
+
+impl SequenceClassifier {
+    /// A classifier on the weights of a decoder, whose own output embedding is dropped if it is not tied.
+    /// The score is normal(0, `initializer_range`) from `rng`.
+    pub fn from_trunk(decoder: Decoder, rng: &mut impl Rng) -> Result<Self> {
+        let config = decoder.config().clone();
+        let kind = decoder.trunk.kind()?;
+        let score = init::normal(rng, &[1, config.hidden_size as i64], config.initializer_range, kind)?;
+        let mut entries = Vec::new();
+        for (name, _) in trunk::expected(&config) {
+            let tensor = decoder.params.shared(&name)?;
+            entries.push((name, tensor));
+        }
+        entries.push((SCORE.to_owned(), score.f_to(decoder.device())?));
+        Self::assemble(&config, Params::new(entries)?)
+    }
+
+    /// Reads a Hugging Face folder.
+    pub fn load(dir: &Path, device: Device) -> Result<Self> {
+        let config = hf::read(&dir.join(CONFIG), Architecture::SequenceClassification)?;
+        let mut expected = trunk::expected(&config);
+        expected.push((SCORE.to_owned(), vec![1, config.hidden_size as i64]));
+        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
+        Self::assemble(&config, Params::new(entries)?)
+    }
+
+    /// Writes a Hugging Face folder; each file is replaced whole or not at all. Hugging Face finds the
+    /// last real token by `pad_token_id`, so that must be set.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        if self.config().pad_token_id.is_none() {
+            return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
+        }
+        save(dir, self.config(), &self.params, Architecture::SequenceClassification)
+    }
+
+    /// What the trunk is.
+    pub fn config(&self) -> &Config {
+        &self.trunk.config
+    }
+
+    /// What an optimiser updates: trunk and score.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.trunk.device()
+    }
+
+    /// Logits [B] of right-padded ids [B, T] (Int64) whose rows hold lengths [B] (Int64) real tokens.
+    pub fn logits(&self, ids: &Tensor, lengths: &Tensor) -> Result<Tensor> {
+        let (rows, width) = match ids.size().as_slice() {
+            &[rows, width] => (rows, width),
+            size => return Err(Error::input("token ids", "a [B, T] tensor", format!("{size:?}"))),
+        };
+        let kind = lengths.f_kind()?;
+        if lengths.size() != [rows] || kind != Kind::Int64 {
+            let got = format!("{:?} of {kind:?}", lengths.size());
+            return Err(Error::input("lengths", format!("[{rows}] of Int64"), got));
+        }
+        let hidden = self.trunk.hidden(ids)?;
+        let (least, most) = lengths.f_aminmax(None, false)?;
+        for length in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
+            if length < 1 || length > width {
+                return Err(Error::input("length of a row", format!("1 to {width}"), length));
+            }
+        }
+        let last = lengths.f_to(self.device())?.f_sub_scalar(1)?;
+        let starts = Tensor::f_arange(rows, (Kind::Int64, self.device()))?.f_mul_scalar(width)?;
+        let states = hidden.f_reshape([rows * width, -1])?.f_index_select(0, &starts.f_add(&last)?)?;
+        Ok(linear(&states, &self.score)?.f_squeeze_dim(-1)?)
+    }
+
+    fn assemble(config: &Config, params: Params) -> Result<Self> {
+        Ok(Self { trunk: Trunk::new(config, &params)?, score: params.shared(SCORE)?, params })
+    }
+}

@@ -1,0 +1,117 @@
+//! A language model: trunk and output embedding.
+
+use std::path::Path;
+
+use rand::Rng;
+use tch::{Device, Kind, Tensor};
+
+use crate::hf::{self, Architecture};
+use crate::trunk::{self, Trunk};
+use crate::{Config, Error, Params, Result, weights};
+
+/// File names of a model folder.
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+
+const HEAD: &str = "lm_head.weight";
+
+/// A decoder with its weights on one device, in f32 (or f64, for tests).
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) trunk: Trunk,
+    /// Only when not tied.
+    head: Option<Tensor>,
+    pub(crate) params: Params,
+}
+
+impl Decoder {
+    /// A new model. Weights are normal(0, `initializer_range`) from `rng`, tensor after tensor in the
+    /// order of [`Params`]; the projections that write into the residual stream (`o_proj`, `down_proj`)
+    /// are narrower by 1/√(2L), so that its variance does not grow with depth; norms are 1. Hugging Face's
+    /// own initialisation does not scale these two.
+    pub fn init(config: &Config, rng: &mut impl Rng, device: Device) -> Result<Self> {
+        Self::init_kind(config, rng, device, Kind::Float)
+    }
+
+    /// The same in f32 or f64.
+    pub fn init_kind(config: &Config, rng: &mut impl Rng, device: Device, kind: Kind) -> Result<Self> {
+        config.check()?;
+        if !matches!(kind, Kind::Float | Kind::Double) {
+            return Err(Error::input("kind of weights", "Float or Double", format!("{kind:?}")));
+        }
+        let mut entries = Vec::new();
+        for (name, shape) in expected(config) {
+            let tensor = trunk::initial(config, &name, &shape, rng, kind)?.f_to(device)?;
+            entries.push((name, tensor));
+        }
+        Self::assemble(config, Params::new(entries)?)
+    }
+
+    /// Reads a Hugging Face folder. Half-precision weights become f32; f64 stays.
+    pub fn load(dir: &Path, device: Device) -> Result<Self> {
+        let config = hf::read(&dir.join(CONFIG), Architecture::CausalLm)?;
+        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected(&config), device)?;
+        Self::assemble(&config, Params::new(entries)?)
+    }
+
+    /// Writes a Hugging Face folder, made if need be; each file is replaced whole or not at all, weights
+    /// before their description. A tied output embedding is stored once.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        save(dir, self.config(), &self.params, Architecture::CausalLm)
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &Config {
+        &self.trunk.config
+    }
+
+    /// What an optimiser updates.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.trunk.device()
+    }
+
+    /// Final states [B, T, D] of ids [B, T] (Int64), after the last norm. Padding on the right is harmless:
+    /// nothing before it sees it.
+    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        self.trunk.hidden(ids)
+    }
+
+    /// The same for rows padded anywhere, `real` [B, T] (Bool) true where a token counts. Positions count
+    /// real tokens; states at padding mean nothing.
+    pub fn hidden_with_mask(&self, ids: &Tensor, real: &Tensor) -> Result<Tensor> {
+        self.trunk.hidden_with_mask(ids, real)
+    }
+
+    /// The matrix [V, D] that turns a state into logits.
+    pub fn output_embedding(&self) -> Tensor {
+        self.head.as_ref().unwrap_or(&self.trunk.embedding).shallow_clone()
+    }
+
+    fn assemble(config: &Config, params: Params) -> Result<Self> {
+        let trunk = Trunk::new(config, &params)?;
+        let head = if config.tie_word_embeddings { None } else { Some(params.shared(HEAD)?) };
+        Ok(Self { trunk, head, params })
+    }
+}
+
+fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
+    let mut list = trunk::expected(config);
+    if !config.tie_word_embeddings {
+        list.push((HEAD.to_owned(), vec![config.vocab_size as i64, config.hidden_size as i64]));
+    }
+    list
+}
+
+/// Shared with the classifier.
+pub(crate) fn save(dir: &Path, config: &Config, params: &Params, architecture: Architecture) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    weights::write(&dir.join(WEIGHTS), params.iter())?;
+    let double = params.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
+    let dtype = if double { "float64" } else { "float32" };
+    hf::write(&dir.join(CONFIG), config, architecture, dtype)
+}

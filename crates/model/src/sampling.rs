@@ -1,0 +1,113 @@
+//! How the next token is chosen.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Settings of [`generate`](crate::generate()). The order is that of the field: end-of-sequence and
+/// n-gram bans, temperature, top-k, then top-p on what top-k left, renormalised.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// Divides the logits; above 0.
+    #[serde(default = "one")]
+    pub temperature: f64,
+    /// Keep the k most probable tokens; at least 1. More than the vocabulary keeps all.
+    #[serde(default)]
+    pub top_k: Option<usize>,
+    /// Keep the smallest set of most probable tokens whose mass reaches p; in (0, 1].
+    #[serde(default)]
+    pub top_p: Option<f64>,
+    /// The end token cannot be chosen before so many others were.
+    #[serde(default)]
+    pub min_new_tokens: usize,
+    /// Stop after so many tokens, the end token counted; at least 1.
+    pub max_new_tokens: usize,
+    /// No n-gram of this length occurs twice within a completion.
+    #[serde(default)]
+    pub block_ngram: Option<usize>,
+    /// Take the most probable token; temperature, top-k and top-p must be left alone.
+    #[serde(default)]
+    pub greedy: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl Sampling {
+    /// Plain sampling from the model's own distribution.
+    pub fn new(max_new_tokens: usize) -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            min_new_tokens: 0,
+            max_new_tokens,
+            block_ngram: None,
+            greedy: false,
+        }
+    }
+
+    /// The most probable token at every step.
+    pub fn greedy(max_new_tokens: usize) -> Self {
+        Self { greedy: true, ..Self::new(max_new_tokens) }
+    }
+
+    /// Refuses ranges and combinations that mean nothing.
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: &str, expected: &str, got: String| Err(Error::input(format!("`{what}`"), expected, got));
+        if !(1e-4..=1e4).contains(&self.temperature) {
+            return fail("temperature", "0.0001 to 10000", self.temperature.to_string());
+        }
+        if self.top_k == Some(0) {
+            return fail("top_k", "at least 1", "0".to_owned());
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return fail("top_p", "above 0, at most 1", p.to_string());
+        }
+        if self.max_new_tokens == 0 {
+            return fail("max_new_tokens", "at least 1", "0".to_owned());
+        }
+        if self.min_new_tokens > self.max_new_tokens {
+            let most = format!("at most `max_new_tokens` {}", self.max_new_tokens);
+            return fail("min_new_tokens", &most, self.min_new_tokens.to_string());
+        }
+        if self.block_ngram == Some(0) {
+            return fail("block_ngram", "at least 1", "0".to_owned());
+        }
+        let shaped = self.temperature.to_bits() != 1.0_f64.to_bits() || self.top_k.is_some() || self.top_p.is_some();
+        if self.greedy && shaped {
+            return fail("greedy", "no temperature, top_k or top_p beside it", format!("{self:?}"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_setting_is_refused_by_name() {
+        let good = Sampling::new(4);
+        good.check().unwrap();
+        Sampling::greedy(4).check().unwrap();
+        let bad = [
+            ("temperature", Sampling { temperature: 0.0, ..good.clone() }),
+            ("temperature", Sampling { temperature: f64::NAN, ..good.clone() }),
+            ("top_k", Sampling { top_k: Some(0), ..good.clone() }),
+            ("top_p", Sampling { top_p: Some(0.0), ..good.clone() }),
+            ("top_p", Sampling { top_p: Some(1.1), ..good.clone() }),
+            ("top_p", Sampling { top_p: Some(f64::NAN), ..good.clone() }),
+            ("min_new_tokens", Sampling { min_new_tokens: 5, ..good.clone() }),
+            ("max_new_tokens", Sampling { max_new_tokens: 0, ..good.clone() }),
+            ("block_ngram", Sampling { block_ngram: Some(0), ..good.clone() }),
+            ("greedy", Sampling { greedy: true, top_k: Some(3), ..good.clone() }),
+        ];
+        for (name, sampling) in bad {
+            let error = sampling.check().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{name}`")), "{error}");
+        }
+    }
+}
