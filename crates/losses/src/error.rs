@@ -51,12 +51,20 @@ pub enum Error {
 impl Error {
     /// An [`Error::Input`] from anything printable.
     pub(crate) fn input(what: &'static str, expected: impl ToString, got: impl ToString) -> Self {
-        Error::Input { what, expected: expected.to_string(), got: got.to_string() }
+        Error::Input {
+            what,
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
     }
 }
 
 /// A parameter that must be finite and at least zero, as most weights are.
 pub(crate) fn not_negative(name: &'static str, value: f64) -> Option<Error> {
     let fine = value.is_finite() && value >= 0.0;
-    (!fine).then(|| Error::Range { name, value: value.to_string(), range: "a finite number, at least 0" })
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a finite number, at least 0",
+    })
 }

@@ -28,16 +28,31 @@ impl TokenRows {
     /// not exist or a label other than 1, 0 and -1.
     pub fn new(example: &[i64], is_eos: &[bool], labels: &[i8], device: Device) -> Result<Self> {
         if example.is_empty() {
-            return Err(Error::Empty { what: "the batch of token rows" });
+            return Err(Error::Empty {
+                what: "the batch of token rows",
+            });
         }
         if is_eos.len() != example.len() {
             return Err(Error::input("is_eos", format!("{} rows", example.len()), is_eos.len()));
         }
         if let Some(label) = labels.iter().find(|l| !(-1..=1).contains(*l)) {
-            return Err(Error::input("labels", "1 (positive), 0 (negative) or -1 (unlabelled)", label));
+            return Err(Error::input(
+                "labels",
+                "1 (positive), 0 (negative) or -1 (unlabelled)",
+                label,
+            ));
         }
-        let label_of = |&e: &i64| usize::try_from(e).ok().and_then(|e| labels.get(e)).map(|&l| i64::from(l)).ok_or(e);
-        let label = example.iter().map(label_of).collect::<std::result::Result<Vec<i64>, i64>>();
+        let label_of = |&e: &i64| {
+            usize::try_from(e)
+                .ok()
+                .and_then(|e| labels.get(e))
+                .map(|&l| i64::from(l))
+                .ok_or(e)
+        };
+        let label = example
+            .iter()
+            .map(label_of)
+            .collect::<std::result::Result<Vec<i64>, i64>>();
         let label = label.map_err(|e| Error::input("example", format!("0..{}", labels.len()), e))?;
         Ok(TokenRows {
             example: Tensor::f_from_slice(example)?.f_to_device(device)?,
@@ -51,7 +66,9 @@ impl TokenRows {
     pub(crate) fn check(&self, stats: &TokenStats, counts: &TokenCounts) -> Result<()> {
         let n = stats.n_rows();
         if n == 0 {
-            return Err(Error::Empty { what: "the batch of token rows" });
+            return Err(Error::Empty {
+                what: "the batch of token rows",
+            });
         }
         let columns = [
             ("example", &self.example, Kind::Int64),
@@ -61,25 +78,46 @@ impl TokenRows {
         for (what, tensor, kind) in columns {
             if tensor.size() != [n] || tensor.f_kind()? != kind {
                 let got = format!("{:?} of {:?}", tensor.size(), tensor.f_kind()?);
-                return Err(Error::input(what, format!("[{n}] of {kind:?}, as `stats` has {n} rows"), got));
+                return Err(Error::input(
+                    what,
+                    format!("[{n}] of {kind:?}, as `stats` has {n} rows"),
+                    got,
+                ));
             }
             if tensor.device() != stats.logp.device() {
-                return Err(Error::input(what, format!("on {:?}", stats.logp.device()), format!("on {:?}", tensor.device())));
+                return Err(Error::input(
+                    what,
+                    format!("on {:?}", stats.logp.device()),
+                    format!("on {:?}", tensor.device()),
+                ));
             }
         }
-        let ends = |t: &Tensor| -> Result<(i64, i64)> { Ok((t.f_min()?.int64_value(&[]), t.f_max()?.int64_value(&[]))) };
+        let ends =
+            |t: &Tensor| -> Result<(i64, i64)> { Ok((t.f_min()?.int64_value(&[]), t.f_max()?.int64_value(&[]))) };
         let (low, high) = ends(&self.example)?;
         if low < 0 || high >= self.n_examples {
-            return Err(Error::input("example", format!("0..{}", self.n_examples), if low < 0 { low } else { high }));
+            return Err(Error::input(
+                "example",
+                format!("0..{}", self.n_examples),
+                if low < 0 { low } else { high },
+            ));
         }
         let (low, high) = ends(&self.label)?;
         if low < -1 || high > 1 {
-            return Err(Error::input("label", "1 (positive), 0 (negative) or -1 (unlabelled)", if low < -1 { low } else { high }));
+            return Err(Error::input(
+                "label",
+                "1 (positive), 0 (negative) or -1 (unlabelled)",
+                if low < -1 { low } else { high },
+            ));
         }
         let own = TokenCounts::of(self)?;
         let (has, whole) = (own.all(), counts.all());
         if has.iter().zip(whole).any(|(has, whole)| !(*has <= whole)) {
-            return Err(Error::input("counts", format!("rows of the whole batch, at least this part's {has:?}"), format!("{whole:?}")));
+            return Err(Error::input(
+                "counts",
+                format!("rows of the whole batch, at least this part's {has:?}"),
+                format!("{whole:?}"),
+            ));
         }
         Ok(())
     }
@@ -125,9 +163,15 @@ impl TokenCounts {
     /// **Errors**: only libtorch's.
     pub fn of(rows: &TokenRows) -> Result<Self> {
         // One transfer: the kinds are six numbers, label and end in one code.
-        let code = rows.label.f_add_scalar(1)?.f_mul_scalar(2)?.f_add(&rows.is_eos.f_to_kind(Kind::Int64)?)?;
+        let code = rows
+            .label
+            .f_add_scalar(1)?
+            .f_mul_scalar(2)?
+            .f_add(&rows.is_eos.f_to_kind(Kind::Int64)?)?;
         let codes = Vec::<i64>::try_from(code.f_to_device(Device::Cpu)?)?;
-        Ok(TokenCounts::count(codes.iter().map(|c| ((c / 2 - 1) as i8, c % 2 == 1))))
+        Ok(TokenCounts::count(
+            codes.iter().map(|c| ((c / 2 - 1) as i8, c % 2 == 1)),
+        ))
     }
 
     /// All rows.
@@ -136,7 +180,14 @@ impl TokenCounts {
     }
 
     fn all(&self) -> [f64; 6] {
-        [self.positive, self.positive_eos, self.negative, self.negative_eos, self.unlabelled, self.unlabelled_eos]
+        [
+            self.positive,
+            self.positive_eos,
+            self.negative,
+            self.negative_eos,
+            self.unlabelled,
+            self.unlabelled_eos,
+        ]
     }
 }
 
@@ -176,7 +227,11 @@ impl Sum for TokenCounts {
 /// **Shapes**: as [`TokenStats`] and [`TokenRows`]; the results are detached scalars.
 ///
 /// **Errors**: [`Error::Input`] when rows, stats and counts do not fit together.
-pub fn token_metrics(stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts) -> Result<Vec<(&'static str, Tensor)>> {
+pub fn token_metrics(
+    stats: &TokenStats,
+    rows: &TokenRows,
+    counts: &TokenCounts,
+) -> Result<Vec<(&'static str, Tensor)>> {
     rows.check(stats, counts)?;
     let correct = stats.correct.f_to_kind(stats.logp.kind())?;
     let (negative, positive) = (rows.label.f_eq(0)?, rows.label.f_ne(0)?);

@@ -24,7 +24,11 @@ impl LossValue {
         let column = values.f_detach()?.f_unsqueeze(1)?;
         // The gradient of an embedding look-up: a sum by index, in one fixed order on every device.
         let sums = Tensor::f_embedding_dense_backward(&column, &rows.example, rows.n_examples, -1, false)?;
-        Ok(LossValue { total: values.f_sum(None)?, per_example: sums.f_squeeze_dim(1)?, terms })
+        Ok(LossValue {
+            total: values.f_sum(None)?,
+            per_example: sums.f_squeeze_dim(1)?,
+            terms,
+        })
     }
 }
 
@@ -34,9 +38,17 @@ pub(crate) fn select(values: &Tensor, mask: &Tensor) -> Result<Tensor> {
 }
 
 /// A term for the log: the sum of `values` where `mask` is true over `count`; nothing where there are none.
-pub(crate) fn term(name: &'static str, values: &Tensor, mask: &Tensor, count: f64) -> Result<Option<(&'static str, Tensor)>> {
+pub(crate) fn term(
+    name: &'static str,
+    values: &Tensor,
+    mask: &Tensor,
+    count: f64,
+) -> Result<Option<(&'static str, Tensor)>> {
     if count == 0.0 {
         return Ok(None);
     }
-    Ok(Some((name, select(&values.f_detach()?, mask)?.f_sum(None)?.f_div_scalar(count)?)))
+    Ok(Some((
+        name,
+        select(&values.f_detach()?, mask)?.f_sum(None)?.f_div_scalar(count)?,
+    )))
 }

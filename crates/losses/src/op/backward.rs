@@ -44,10 +44,18 @@ impl TokenOp {
     /// `hidden` nor `embedding` is being trained.
     pub fn surrogate(&self, stats: &TokenStats) -> Result<Tensor> {
         if stats.n_rows() != self.n_rows() {
-            return Err(Error::input("stats", format!("{} rows, as the op has", self.n_rows()), stats.n_rows()));
+            return Err(Error::input(
+                "stats",
+                format!("{} rows, as the op has", self.n_rows()),
+                stats.n_rows(),
+            ));
         }
         if !self.hidden.requires_grad() && !self.embedding.requires_grad() {
-            return Err(Error::input("hidden and embedding", "at least one that requires a gradient", "none"));
+            return Err(Error::input(
+                "hidden and embedding",
+                "at least one that requires a gradient",
+                "none",
+            ));
         }
         let gradients = tch::no_grad(|| self.gradients(stats))?;
         let sum = |value: &Tensor, gradient: &Tensor| -> Result<Tensor> {
@@ -108,7 +116,9 @@ impl TokenOp {
                 Dense::Log1mP => {
                     let p = stats.logp.f_index_select(0, &rows)?.f_exp()?.f_unsqueeze(1)?;
                     let share = weight.f_mul(&p)?;
-                    let mut d = logits.f_scatter_value(1, &target, f64::NEG_INFINITY)?.f_softmax(-1, None)?;
+                    let mut d = logits
+                        .f_scatter_value(1, &target, f64::NEG_INFINITY)?
+                        .f_softmax(-1, None)?;
                     let _ = d.f_mul_(&share)?.f_scatter_(1, &target, &share.f_neg()?)?;
                     d
                 }

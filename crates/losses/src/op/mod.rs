@@ -47,39 +47,67 @@ impl TokenOp {
         let (n, d) = matrix("hidden", hidden)?;
         let (v, e) = matrix("embedding", embedding)?;
         if d != e {
-            return Err(Error::input("embedding", format!("[V, {d}] as `hidden` is [{n}, {d}]"), format!("[{v}, {e}]")));
+            return Err(Error::input(
+                "embedding",
+                format!("[V, {d}] as `hidden` is [{n}, {d}]"),
+                format!("[{v}, {e}]"),
+            ));
         }
         if n == 0 {
-            return Err(Error::Empty { what: "the batch of hidden states" });
+            return Err(Error::Empty {
+                what: "the batch of hidden states",
+            });
         }
         if v == 0 || d == 0 {
-            return Err(Error::Empty { what: "the output embedding" });
+            return Err(Error::Empty {
+                what: "the output embedding",
+            });
         }
         let kind = hidden.f_kind()?;
         if !matches!(kind, Kind::Double | Kind::Float | Kind::BFloat16 | Kind::Half) {
             return Err(Error::input("hidden", "f64, f32, bf16 or f16", format!("{kind:?}")));
         }
         if embedding.f_kind()? != kind {
-            return Err(Error::input("embedding", format!("{kind:?}, as `hidden` is"), format!("{:?}", embedding.kind())));
+            return Err(Error::input(
+                "embedding",
+                format!("{kind:?}, as `hidden` is"),
+                format!("{:?}", embedding.kind()),
+            ));
         }
         for (what, tensor) in [("embedding", embedding), ("targets", targets)] {
             if tensor.device() != hidden.device() {
-                return Err(Error::input(what, format!("on {:?}", hidden.device()), format!("on {:?}", tensor.device())));
+                return Err(Error::input(
+                    what,
+                    format!("on {:?}", hidden.device()),
+                    format!("on {:?}", tensor.device()),
+                ));
             }
         }
         if targets.size() != [n] || targets.f_kind()? != Kind::Int64 {
-            return Err(Error::input("targets", format!("[{n}] of Int64"), format!("{:?} of {:?}", targets.size(), targets.kind())));
+            return Err(Error::input(
+                "targets",
+                format!("[{n}] of Int64"),
+                format!("{:?} of {:?}", targets.size(), targets.kind()),
+            ));
         }
         let (low, high) = (targets.f_min()?.int64_value(&[]), targets.f_max()?.int64_value(&[]));
         if low < 0 || high >= v {
-            return Err(Error::input("targets", format!("ids in 0..{v}"), if low < 0 { low } else { high }));
+            return Err(Error::input(
+                "targets",
+                format!("ids in 0..{v}"),
+                if low < 0 { low } else { high },
+            ));
         }
         if needs.top_k as i64 > v {
             let expected = format!("at least {} tokens, to take the {0} largest logits", needs.top_k);
             return Err(Error::input("embedding", expected, format!("{v} tokens")));
         }
         if needs.log1m_p && v < 2 {
-            return Err(Error::input("embedding", "at least 2 tokens, as `log(1 - p)` is asked for", v));
+            return Err(Error::input(
+                "embedding",
+                "at least 2 tokens, as `log(1 - p)` is asked for",
+                v,
+            ));
         }
         Ok(TokenOp {
             hidden: hidden.shallow_clone(),
@@ -122,10 +150,18 @@ impl TokenOp {
         }
         let join = |pick: &dyn Fn(&TokenStats) -> Option<&Tensor>| -> Result<Option<Tensor>> {
             let parts: Vec<&Tensor> = chunks.iter().filter_map(pick).collect();
-            Ok(if parts.is_empty() { None } else { Some(Tensor::f_cat(&parts, 0)?) })
+            Ok(if parts.is_empty() {
+                None
+            } else {
+                Some(Tensor::f_cat(&parts, 0)?)
+            })
         };
         let leaf = |t: Option<Tensor>| t.map(|t| t.set_requires_grad(true));
-        let whole = |t: Option<Tensor>| t.ok_or(Error::Empty { what: "the batch of hidden states" });
+        let whole = |t: Option<Tensor>| {
+            t.ok_or(Error::Empty {
+                what: "the batch of hidden states",
+            })
+        };
         Ok(TokenStats {
             targets: self.targets.shallow_clone(),
             logp: whole(leaf(join(&|s| Some(&s.logp))?))?,
@@ -144,13 +180,22 @@ impl TokenOp {
         let target_logit = logits.f_gather(1, &target, false)?;
         // Shifted by the largest logit before the subtraction: `z_y − logsumexp(z)` would lose what is small
         // beside large logits.
-        let log_sum = logits.f_sub(&largest)?.f_exp_()?.f_sum_dim_intlist([-1i64].as_slice(), true, None)?.f_log()?;
+        let log_sum = logits
+            .f_sub(&largest)?
+            .f_exp_()?
+            .f_sum_dim_intlist([-1i64].as_slice(), true, None)?
+            .f_log()?;
         let logp = target_logit.f_sub(&largest)?.f_sub(&log_sum)?;
         let log1m_p = if self.needs.log1m_p {
-            let others = logits.f_scatter_value(1, &target, f64::NEG_INFINITY)?.f_logsumexp([-1i64].as_slice(), true)?;
+            let others = logits
+                .f_scatter_value(1, &target, f64::NEG_INFINITY)?
+                .f_logsumexp([-1i64].as_slice(), true)?;
             let near_one = others.f_sub(&largest)?.f_sub(&log_sum)?;
             let far = logp.f_exp()?.f_neg()?.f_log1p()?;
-            Some(far.f_where_self(&logp.f_lt(-std::f64::consts::LN_2)?, &near_one)?.f_squeeze_dim(1)?)
+            Some(
+                far.f_where_self(&logp.f_lt(-std::f64::consts::LN_2)?, &near_one)?
+                    .f_squeeze_dim(1)?,
+            )
         } else {
             None
         };
@@ -166,7 +211,11 @@ impl TokenOp {
             top_logits,
             top_ids,
             correct: target_logit.f_ge_tensor(&largest)?.f_squeeze_dim(1)?,
-            target_logit: if self.needs.target_logit { Some(target_logit.f_squeeze_dim(1)?) } else { None },
+            target_logit: if self.needs.target_logit {
+                Some(target_logit.f_squeeze_dim(1)?)
+            } else {
+                None
+            },
         })
     }
 
@@ -177,7 +226,11 @@ impl TokenOp {
 
     /// The kind that sums are taken in.
     fn wide(&self) -> Kind {
-        if self.hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+        if self.hidden.kind() == Kind::Double {
+            Kind::Double
+        } else {
+            Kind::Float
+        }
     }
 
     fn n_rows(&self) -> i64 {

@@ -35,20 +35,36 @@ use crate::{Error, Result};
 pub fn pointwise(logit: &Tensor, target: &Tensor) -> Result<Tensor> {
     let size = logit.size();
     if size.len() != 1 || !logit.is_floating_point() {
-        return Err(Error::input("logit", "[B], floating point", format!("{size:?} of {:?}", logit.f_kind()?)));
+        return Err(Error::input(
+            "logit",
+            "[B], floating point",
+            format!("{size:?} of {:?}", logit.f_kind()?),
+        ));
     }
     if size == [0] {
-        return Err(Error::Empty { what: "the batch of logits" });
+        return Err(Error::Empty {
+            what: "the batch of logits",
+        });
     }
     if target.size() != size || target.device() != logit.device() {
         let got = format!("{:?} on {:?}", target.size(), target.device());
-        return Err(Error::input("target", format!("{size:?} on {:?}, as `logit`", logit.device()), got));
+        return Err(Error::input(
+            "target",
+            format!("{size:?} on {:?}, as `logit`", logit.device()),
+            got,
+        ));
     }
     let target = target.f_detach()?.f_to_kind(logit.f_kind()?)?;
     let (low, high) = (target.f_min()?.double_value(&[]), target.f_max()?.double_value(&[]));
     if !(low >= 0.0 && high <= 1.0) {
-        return Err(Error::input("target", "values in [0, 1]", format!("values from {low} to {high}")));
+        return Err(Error::input(
+            "target",
+            "values in [0, 1]",
+            format!("values from {low} to {high}"),
+        ));
     }
     // x(1 − t) − log σ(x)
-    Ok(logit.f_mul(&target.f_neg()?.f_add_scalar(1.0)?)?.f_sub(&logit.f_log_sigmoid()?)?)
+    Ok(logit
+        .f_mul(&target.f_neg()?.f_add_scalar(1.0)?)?
+        .f_sub(&logit.f_log_sigmoid()?)?)
 }

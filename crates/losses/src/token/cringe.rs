@@ -105,25 +105,47 @@ impl Cringe {
     fn parts(&self, counts: &TokenCounts) -> (f64, f64) {
         let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
         let likelihood = counts.unlabelled + if self.ce_on_positives { counts.positive } else { 0.0 };
-        let on_positives =
-            if self.contrast_on_positives { contrasted(counts.positive, counts.positive_eos) } else { 0.0 };
-        (likelihood, contrasted(counts.negative, counts.negative_eos) + on_positives)
+        let on_positives = if self.contrast_on_positives {
+            contrasted(counts.positive, counts.positive_eos)
+        } else {
+            0.0
+        };
+        (
+            likelihood,
+            contrasted(counts.negative, counts.negative_eos) + on_positives,
+        )
     }
 
     /// `softplus` of the worse logit minus the better one, per row.
-    fn contrast(&self, stats: &TokenStats, rows: &TokenRows, targets_better: &Tensor, draws: &Tensor) -> Result<Tensor> {
+    fn contrast(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        targets_better: &Tensor,
+        draws: &Tensor,
+    ) -> Result<Tensor> {
         let target = wanted("stats.target_logit", &stats.target_logit)?;
         let top = wanted("stats.top_logits", &stats.top_logits)?;
         let ids = wanted("stats.top_ids", &stats.top_ids)?;
         let n = rows.label.size()[0];
         let wanted_size = [n, self.k as i64 + 1];
         if top.size() != wanted_size {
-            return Err(Error::input("stats.top_logits", format!("{wanted_size:?}"), format!("{:?}", top.size())));
+            return Err(Error::input(
+                "stats.top_logits",
+                format!("{wanted_size:?}"),
+                format!("{:?}", top.size()),
+            ));
         }
         let chosen = draw(top, &excluded(ids, &stats.targets)?, draws)?;
         let sampled = top.f_gather(1, &chosen, false)?.f_squeeze_dim(1)?;
-        let sampled = if self.detach_positives { sampled.f_detach()? } else { sampled };
-        let worse_minus_better = sampled.f_sub(target)?.f_where_self(targets_better, &target.f_sub(&sampled)?)?;
+        let sampled = if self.detach_positives {
+            sampled.f_detach()?
+        } else {
+            sampled
+        };
+        let worse_minus_better = sampled
+            .f_sub(target)?
+            .f_where_self(targets_better, &target.f_sub(&sampled)?)?;
         // softplus(x) = −log σ(−x), exact for every x; libtorch's softplus turns linear past 20.
         Ok(worse_minus_better.f_neg()?.f_log_sigmoid()?.f_neg()?)
     }
@@ -133,7 +155,11 @@ impl Cringe {
 fn excluded(ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let is_target = ids.f_eq_tensor(&targets.f_unsqueeze(1)?)?;
     let missing = is_target.f_any_dim(1, true)?.f_logical_not()?;
-    let last = ids.f_zeros_like()?.f_index_fill(1, &Tensor::f_from_slice(&[ids.size()[1] - 1])?.f_to_device(ids.device())?, 1)?;
+    let last = ids.f_zeros_like()?.f_index_fill(
+        1,
+        &Tensor::f_from_slice(&[ids.size()[1] - 1])?.f_to_device(ids.device())?,
+        1,
+    )?;
     Ok(is_target.f_logical_or(&last.f_to_kind(Kind::Bool)?.f_logical_and(&missing)?)?)
 }
 
@@ -144,7 +170,10 @@ fn excluded(ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// exceeds the draw is never that one. Rounding can push a draw near 1 past the end; it then takes the first place
 /// where the function reaches its end, which has a positive probability too.
 fn draw(top: &Tensor, excluded: &Tensor, draws: &Tensor) -> Result<Tensor> {
-    let logits = top.f_detach()?.f_to_kind(Kind::Double)?.f_masked_fill(excluded, f64::NEG_INFINITY)?;
+    let logits = top
+        .f_detach()?
+        .f_to_kind(Kind::Double)?
+        .f_masked_fill(excluded, f64::NEG_INFINITY)?;
     let reached = logits.f_softmax(-1, None)?.f_cumsum(-1, None)?;
     let columns = reached.size()[1];
     let end = reached.f_narrow(1, columns - 1, 1)?;
@@ -155,15 +184,26 @@ fn draw(top: &Tensor, excluded: &Tensor, draws: &Tensor) -> Result<Tensor> {
 
 /// Checks that there is one uniform draw per row.
 fn one_per_row<'a>(draws: Option<&'a Tensor>, stats: &TokenStats) -> Result<&'a Tensor> {
-    let expected = format!("[{}, 1], uniform in [0, 1), as `cringe` draws once per row", stats.n_rows());
+    let expected = format!(
+        "[{}, 1], uniform in [0, 1), as `cringe` draws once per row",
+        stats.n_rows()
+    );
     let Some(draws) = draws else {
         return Err(Error::input("draws", expected, "none"));
     };
     if draws.size() != [stats.n_rows(), 1] || !draws.is_floating_point() {
-        return Err(Error::input("draws", expected, format!("{:?} of {:?}", draws.size(), draws.f_kind()?)));
+        return Err(Error::input(
+            "draws",
+            expected,
+            format!("{:?} of {:?}", draws.size(), draws.f_kind()?),
+        ));
     }
     if draws.device() != stats.logp.device() {
-        return Err(Error::input("draws", format!("on {:?}", stats.logp.device()), format!("on {:?}", draws.device())));
+        return Err(Error::input(
+            "draws",
+            format!("on {:?}", stats.logp.device()),
+            format!("on {:?}", draws.device()),
+        ));
     }
     let (low, high) = (draws.f_min()?.double_value(&[]), draws.f_max()?.double_value(&[]));
     if !(low >= 0.0 && high < 1.0) {
@@ -192,7 +232,11 @@ impl TokenLoss for Cringe {
     }
 
     fn needs(&self) -> Needs {
-        Needs { top_k: self.k.saturating_add(1), target_logit: true, log1m_p: false }
+        Needs {
+            top_k: self.k.saturating_add(1),
+            target_logit: true,
+            log1m_p: false,
+        }
     }
 
     fn draws_per_row(&self) -> usize {
@@ -209,8 +253,20 @@ impl TokenLoss for Cringe {
         counts.unlabelled + positive + contrasted(counts.negative, counts.negative_eos)
     }
 
-    fn evaluate(&self, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, draws: Option<&Tensor>) -> Result<LossValue> {
-        check(self, stats, rows, counts, "see `ce_on_positives`, `contrast_on_positives` and `count_eos`")?;
+    fn evaluate(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        draws: Option<&Tensor>,
+    ) -> Result<LossValue> {
+        check(
+            self,
+            stats,
+            rows,
+            counts,
+            "see `ce_on_positives`, `contrast_on_positives` and `count_eos`",
+        )?;
         let draws = one_per_row(draws, stats)?;
         let n = self.rows_trained(counts);
         let (n_likelihood, n_contrast) = self.parts(counts);
@@ -241,10 +297,24 @@ impl TokenLoss for Cringe {
         let base = Cringe::new(1.0, 5);
         vec![
             base,
-            Cringe { k: 1, alpha: 0.5, ..base },
-            Cringe { detach_positives: true, ..base },
-            Cringe { contrast_on_positives: true, ce_on_positives: false, ..base },
-            Cringe { count_eos: false, ..base },
+            Cringe {
+                k: 1,
+                alpha: 0.5,
+                ..base
+            },
+            Cringe {
+                detach_positives: true,
+                ..base
+            },
+            Cringe {
+                contrast_on_positives: true,
+                ce_on_positives: false,
+                ..base
+            },
+            Cringe {
+                count_eos: false,
+                ..base
+            },
         ]
     }
 }

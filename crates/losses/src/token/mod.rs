@@ -48,7 +48,13 @@ pub trait TokenLoss {
     /// **Errors**: [`Error::Range`] for a parameter outside its range; [`Error::Input`] when the inputs do not fit
     /// together or lack what [`needs`](TokenLoss::needs) and [`draws_per_row`](TokenLoss::draws_per_row) ask
     /// for; [`Error::Empty`] without rows; [`Error::NothingToLearn`] when the whole batch has no row that it trains.
-    fn evaluate(&self, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, draws: Option<&Tensor>) -> Result<LossValue>;
+    fn evaluate(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        draws: Option<&Tensor>,
+    ) -> Result<LossValue>;
 
     /// Settings that between them use every switch: what the contract suite and the benchmark run.
     fn samples() -> Vec<Self>
@@ -57,7 +63,13 @@ pub trait TokenLoss {
 }
 
 /// What every loss checks before it computes.
-fn check(loss: &impl TokenLoss, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, hint: &'static str) -> Result<()> {
+fn check(
+    loss: &impl TokenLoss,
+    stats: &TokenStats,
+    rows: &TokenRows,
+    counts: &TokenCounts,
+    hint: &'static str,
+) -> Result<()> {
     if let Some(problem) = loss.problems().into_iter().next() {
         return Err(problem);
     }
@@ -65,12 +77,23 @@ fn check(loss: &impl TokenLoss, stats: &TokenStats, rows: &TokenRows, counts: &T
     if loss.rows_trained(counts) > 0.0 {
         return Ok(());
     }
-    let TokenCounts { positive, negative, unlabelled, .. } = counts;
+    let TokenCounts {
+        positive,
+        negative,
+        unlabelled,
+        ..
+    } = counts;
     let found = format!("{positive} positive, {negative} negative and {unlabelled} unlabelled tokens");
-    Err(Error::NothingToLearn { loss: loss.name(), found, hint })
+    Err(Error::NothingToLearn {
+        loss: loss.name(),
+        found,
+        hint,
+    })
 }
 
 /// A column of the stats that [`TokenLoss::needs`] asked for.
 fn wanted<'a>(what: &'static str, column: &'a Option<Tensor>) -> Result<&'a Tensor> {
-    column.as_ref().ok_or_else(|| Error::input(what, "the column that the loss's `needs` asks the op for", "none"))
+    column
+        .as_ref()
+        .ok_or_else(|| Error::input(what, "the column that the loss's `needs` asks the op for", "none"))
 }

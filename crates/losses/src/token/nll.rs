@@ -67,8 +67,20 @@ impl TokenLoss for Nll {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(&self, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, _: Option<&Tensor>) -> Result<LossValue> {
-        check(self, stats, rows, counts, "`nll` learns from positive and unlabelled examples; add some to every batch")?;
+    fn evaluate(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        _: Option<&Tensor>,
+    ) -> Result<LossValue> {
+        check(
+            self,
+            stats,
+            rows,
+            counts,
+            "`nll` learns from positive and unlabelled examples; add some to every batch",
+        )?;
         let n = self.rows_trained(counts);
         let nll = stats.logp.f_neg()?;
         let trained = rows.label.f_ne(0)?;

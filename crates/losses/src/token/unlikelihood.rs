@@ -73,15 +73,30 @@ impl TokenLoss for Unlikelihood {
     }
 
     fn needs(&self) -> Needs {
-        Needs { log1m_p: true, ..Needs::default() }
+        Needs {
+            log1m_p: true,
+            ..Needs::default()
+        }
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.total()
     }
 
-    fn evaluate(&self, stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts, _: Option<&Tensor>) -> Result<LossValue> {
-        check(self, stats, rows, counts, "give `unlikelihood` at least one completion that is not empty")?;
+    fn evaluate(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        _: Option<&Tensor>,
+    ) -> Result<LossValue> {
+        check(
+            self,
+            stats,
+            rows,
+            counts,
+            "give `unlikelihood` at least one completion that is not empty",
+        )?;
         let nll = stats.logp.f_neg()?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
         let (negative, positive) = (rows.label.f_eq(0)?, rows.label.f_ne(0)?);

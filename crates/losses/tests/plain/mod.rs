@@ -1,0 +1,193 @@
+//! The plain way, for comparison: full logits, autograd, every row at once; and made batches to compare on.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of tests and benches, each of which uses its part"
+)]
+
+use tch::{Device, Kind, Tensor};
+use unsay_losses::{Loss, LossValue, Needs, TokenCounts, TokenLoss, TokenOp, TokenRows, TokenStats};
+
+/// Stats of full logits `[N, V]`, left in the autograd graph.
+pub fn stats(logits: &Tensor, targets: &Tensor, needs: &Needs) -> TokenStats {
+    let column = targets.unsqueeze(1);
+    let target_logit = logits.gather(1, &column, false).squeeze_dim(1);
+    let logp = logits.log_softmax(-1, None).gather(1, &column, false).squeeze_dim(1);
+    let others = logits
+        .scatter_value(1, &column, f64::NEG_INFINITY)
+        .logsumexp([-1i64].as_slice(), false);
+    let log1m_p = others - logits.logsumexp([-1i64].as_slice(), false);
+    let (top_logits, top_ids) = logits.topk(needs.top_k.max(1) as i64, -1, true, true);
+    TokenStats {
+        targets: targets.shallow_clone(),
+        correct: target_logit.ge_tensor(&logits.amax([-1i64].as_slice(), false)),
+        logp,
+        target_logit: needs.target_logit.then_some(target_logit),
+        log1m_p: needs.log1m_p.then_some(log1m_p),
+        top_logits: (needs.top_k > 0).then_some(top_logits),
+        top_ids: (needs.top_k > 0).then_some(top_ids),
+    }
+}
+
+/// Numbers from a seed, evenly spread over `[0, 1)`.
+pub struct Numbers(u64);
+
+impl Numbers {
+    pub fn new(seed: u64) -> Self {
+        Numbers(seed)
+    }
+
+    pub fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() * n as f64) as usize
+    }
+
+    /// A tensor of numbers in `(-scale, scale)`.
+    pub fn tensor(&mut self, size: &[i64], scale: f64) -> Tensor {
+        let n: i64 = size.iter().product();
+        let values: Vec<f64> = (0..n).map(|_| (2.0 * self.next() - 1.0) * scale).collect();
+        Tensor::from_slice(&values).view(size)
+    }
+}
+
+/// A made batch: rows of a few examples with all three labels, in `f64`.
+pub struct Made {
+    pub hidden: Tensor,
+    pub embedding: Tensor,
+    pub targets: Vec<i64>,
+    pub example: Vec<i64>,
+    pub is_eos: Vec<bool>,
+    pub labels: Vec<i8>,
+    pub draws: Vec<f64>,
+}
+
+impl Made {
+    pub fn new(seed: u64, lengths: &[usize], labels: &[i8], d: i64, v: usize) -> Made {
+        let mut numbers = Numbers::new(seed);
+        let mut made = Made {
+            hidden: Tensor::new(),
+            embedding: numbers.tensor(&[v as i64, d], 1.5),
+            targets: Vec::new(),
+            example: Vec::new(),
+            is_eos: Vec::new(),
+            labels: labels.to_vec(),
+            draws: Vec::new(),
+        };
+        for (example, &length) in lengths.iter().enumerate() {
+            for position in 0..length {
+                made.targets.push(numbers.below(v) as i64);
+                made.example.push(example as i64);
+                made.is_eos.push(position + 1 == length);
+                made.draws.push(numbers.next());
+            }
+        }
+        made.hidden = numbers.tensor(&[made.targets.len() as i64, d], 1.5);
+        made
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// The rows with these indices, in this order; the examples keep their numbers.
+    pub fn rows(&self, picked: &[usize]) -> Made {
+        let index: Vec<i64> = picked.iter().map(|&i| i as i64).collect();
+        Made {
+            hidden: self.hidden.index_select(0, &Tensor::from_slice(&index)),
+            embedding: self.embedding.shallow_clone(),
+            targets: picked.iter().map(|&i| self.targets[i]).collect(),
+            example: picked.iter().map(|&i| self.example[i]).collect(),
+            is_eos: picked.iter().map(|&i| self.is_eos[i]).collect(),
+            labels: self.labels.clone(),
+            draws: picked.iter().map(|&i| self.draws[i]).collect(),
+        }
+    }
+
+    pub fn token_rows(&self) -> TokenRows {
+        TokenRows::new(&self.example, &self.is_eos, &self.labels, Device::Cpu).unwrap()
+    }
+
+    pub fn counts(&self) -> TokenCounts {
+        TokenCounts::of(&self.token_rows()).unwrap()
+    }
+
+    pub fn draws(&self) -> Tensor {
+        Tensor::from_slice(&self.draws).view([-1, 1])
+    }
+
+    /// Value and gradients through the op.
+    pub fn through_op(&self, loss: &Loss, counts: &TokenCounts, chunk_rows: Option<usize>) -> Outcome {
+        let hidden = self.hidden.detach().set_requires_grad(true);
+        let embedding = self.embedding.detach().set_requires_grad(true);
+        let op = TokenOp::new(&hidden, &embedding, &Tensor::from_slice(&self.targets), &loss.needs()).unwrap();
+        let op = match chunk_rows {
+            Some(rows) => op.with_chunk_rows(rows),
+            None => op,
+        };
+        let stats = op.forward().unwrap();
+        let value = loss
+            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
+            .unwrap();
+        value.total.backward();
+        op.surrogate(&stats).unwrap().backward();
+        Outcome {
+            value,
+            hidden: hidden.grad(),
+            embedding: embedding.grad(),
+        }
+    }
+
+    /// Value and gradients through full logits and autograd alone.
+    pub fn through_logits(&self, loss: &Loss, counts: &TokenCounts) -> Outcome {
+        let hidden = self.hidden.detach().set_requires_grad(true);
+        let embedding = self.embedding.detach().set_requires_grad(true);
+        let logits = hidden.matmul(&embedding.tr());
+        let stats = stats(&logits, &Tensor::from_slice(&self.targets), &loss.needs());
+        let value = loss
+            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
+            .unwrap();
+        value.total.backward();
+        let or_zero = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
+        Outcome {
+            hidden: or_zero(&hidden),
+            embedding: or_zero(&embedding),
+            value,
+        }
+    }
+}
+
+pub struct Outcome {
+    pub value: LossValue,
+    pub hidden: Tensor,
+    pub embedding: Tensor,
+}
+
+impl Outcome {
+    pub fn total(&self) -> f64 {
+        self.value.total.double_value(&[])
+    }
+}
+
+/// The largest difference, relative to the largest value (at least 1).
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let wide = |t: &Tensor| t.detach().to_kind(Kind::Double);
+    let scale = wide(b).abs().max().double_value(&[]).max(1.0);
+    let difference = (wide(a) - wide(b)).abs().max().double_value(&[]) / scale;
+    if difference.is_nan() { f64::INFINITY } else { difference }
+}
+
+pub fn all_finite(t: &Tensor) -> bool {
+    t.isfinite().all().int64_value(&[]) == 1
+}
+
+pub fn numbers(t: &Tensor) -> Vec<f64> {
+    Vec::try_from(t.detach().to_kind(Kind::Double).reshape([-1])).unwrap()
+}
