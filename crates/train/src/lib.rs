@@ -1,1 +1,34 @@
 //! The offline loop: optimiser, schedules, accumulation, checkpoints.
+//!
+//! * [`Settings`]: how long, how fast and on how much at a time, as a manifest writes it
+//! * [`Examples`]: encoded training sources and validation set
+//! * [`Objective`]: what one logical batch does; [`LanguageObjective`] and [`ClassifierObjective`] do it
+//! * [`Fit`]: the loop, an iterator that makes one update and gives one [`StepRecord`] at a time
+//! * [`AdamW`], [`Schedule`]: what the loop is made of
+//!
+//! A run lives in a folder: its log, its last checkpoint and its best weights. Opening the folder again continues the
+//! run; the result is the same, byte for byte, as if it had never stopped.
+
+mod checkpoint;
+mod classify;
+mod error;
+mod examples;
+mod fit;
+mod language;
+mod objective;
+mod optim;
+mod record;
+mod schedule;
+mod settings;
+
+pub use checkpoint::Best;
+pub use classify::ClassifierObjective;
+pub use error::{Error, Result};
+pub use examples::{Examples, Place, Source};
+pub use fit::Fit;
+pub use language::LanguageObjective;
+pub use objective::{Draws, LogicalBatch, Objective, Outcome, micro_batches};
+pub use optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
+pub use record::{Metrics, StepRecord, read_steps};
+pub use schedule::Schedule;
+pub use settings::Settings;

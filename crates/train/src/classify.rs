@@ -1,0 +1,148 @@
+//! Training a classifier of completions with binary cross-entropy.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use unsay_data::{Batch, Label};
+use unsay_losses::scores::pointwise;
+use unsay_model::{Params, SequenceClassifier};
+
+use crate::error::{Error, Result};
+use crate::examples::Examples;
+use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
+
+/// A classifier and the labelled examples to train on: the mean over the batch of the cross-entropy of its logit,
+/// where positive examples have target 1.
+#[derive(Debug)]
+pub struct ClassifierObjective {
+    classifier: SequenceClassifier,
+    examples: Examples,
+    device: Device,
+}
+
+impl ClassifierObjective {
+    /// Refuses unlabelled examples, a set with only one class to learn from, and examples that the model cannot read.
+    pub fn new(classifier: SequenceClassifier, examples: Examples) -> Result<Self> {
+        let config = classifier.config();
+        examples.check_fit(config.vocab_size, config.max_position_embeddings)?;
+        let all = || examples.train_iter().chain(examples.valid_iter());
+        if all().any(|encoded| encoded.label == Label::Unlabelled) {
+            return Err(Error::Data(
+                "a classifier needs labelled examples, got an unlabelled one".into(),
+            ));
+        }
+        for (label, name) in [(Label::Positive, "positive"), (Label::Negative, "negative")] {
+            if !examples.train_iter().any(|encoded| encoded.label == label) {
+                return Err(Error::Data(format!(
+                    "a classifier needs examples of both classes, got none that is {name}"
+                )));
+            }
+        }
+        let device = classifier.device();
+        Ok(Self {
+            classifier,
+            examples,
+            device,
+        })
+    }
+
+    /// The classifier as it is now.
+    pub fn classifier(&self) -> &SequenceClassifier {
+        &self.classifier
+    }
+
+    /// Gives the classifier back.
+    pub fn into_classifier(self) -> SequenceClassifier {
+        self.classifier
+    }
+
+    fn micro(&self, batch: &Batch, whole: &Whole, train: bool, sums: &mut Sums) -> Result<()> {
+        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
+        let logits = self.classifier.logits(&ids, &Tensor::f_from_slice(&batch.lengths)?)?;
+        let labels: Vec<f32> = batch.labels.iter().map(|&label| f32::from(label)).collect();
+        let target = Tensor::f_from_slice(&labels)?
+            .f_to_device(self.device)?
+            .f_to_kind(logits.f_kind()?)?;
+        let per_example = pointwise(&logits, &target)?.f_div_scalar(whole.examples)?;
+        let total = per_example.f_sum(None)?;
+        sums.add_loss(&total, &per_example)?;
+        sums.add_term("bce_loss", &total)?;
+        let positive = target.f_gt(0.5)?;
+        let correct = logits.f_gt(0.0)?.f_eq_tensor(&positive)?;
+        let share =
+            |of: &Tensor, n: f64| Ok::<_, Error>(correct.f_logical_and(of)?.f_sum(Kind::Double)?.f_div_scalar(n)?);
+        sums.add_metric("accuracy", &share(&correct, whole.examples)?)?;
+        for (name, of, n) in [
+            ("accuracy_pos", &positive, whole.positive),
+            ("accuracy_neg", &positive.f_logical_not()?, whole.negative()),
+        ] {
+            if n > 0.0 {
+                sums.add_metric(name, &share(of, n)?)?;
+            }
+        }
+        if train {
+            total.f_backward()?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts over the whole logical batch.
+struct Whole {
+    examples: f64,
+    positive: f64,
+}
+
+impl Whole {
+    fn negative(&self) -> f64 {
+        self.examples - self.positive
+    }
+}
+
+impl Objective for ClassifierObjective {
+    fn params(&self) -> &Params {
+        self.classifier.params()
+    }
+
+    fn examples(&self) -> &Examples {
+        &self.examples
+    }
+
+    fn describe(&self) -> String {
+        "classifier pointwise".into()
+    }
+
+    fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
+        let lengths = self.examples.lengths(&batch.places)?;
+        let groups = micro_batches(&lengths, batch.micro_batch);
+        let encoded = batch
+            .places
+            .iter()
+            .map(|&place| self.examples.get(place))
+            .collect::<Result<Vec<_>>>()?;
+        let positive = encoded
+            .iter()
+            .filter(|encoded| encoded.label == Label::Positive)
+            .count();
+        let whole = Whole {
+            examples: encoded.len() as f64,
+            positive: positive as f64,
+        };
+        let mut sums = Sums::default();
+        for group in &groups {
+            let picked: Vec<_> = group.iter().map(|&position| encoded[position]).collect();
+            let _guard = (!batch.train).then(tch::no_grad_guard);
+            self.micro(&Batch::new(&picked)?, &whole, batch.train, &mut sums)?;
+        }
+        sums.finish(&groups, vec![("num_tokens", lengths.iter().sum::<usize>() as f64)])
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        Ok(self.classifier.save(folder)?)
+    }
+
+    fn restore(&mut self, folder: &Path) -> Result<()> {
+        self.classifier = SequenceClassifier::load(folder, self.device)?;
+        Ok(())
+    }
+}

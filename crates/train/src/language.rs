@@ -1,0 +1,227 @@
+//! Training a decoder with a token loss on labelled completions.
+
+use std::path::Path;
+
+use tch::{Device, Tensor};
+use unsay_data::{Batch, Encoded};
+use unsay_losses::{Loss, TokenCounts, TokenLoss, TokenOp, TokenRows, token_metrics};
+use unsay_model::{Decoder, Params};
+
+use crate::error::{Error, Result};
+use crate::examples::Examples;
+use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
+
+/// A decoder, a token loss, and the examples to train on.
+#[derive(Debug)]
+pub struct LanguageObjective {
+    decoder: Decoder,
+    loss: Loss,
+    examples: Examples,
+    device: Device,
+}
+
+/// One micro-batch on the host.
+struct Piece {
+    batch: Batch,
+    counts: TokenCounts,
+    /// The first of each row's draws in the table of the logical batch.
+    draws: Vec<usize>,
+}
+
+impl LanguageObjective {
+    /// Checks the loss's ranges and that every token is in the model's vocabulary and fits its positions.
+    pub fn new(decoder: Decoder, loss: Loss, examples: Examples) -> Result<Self> {
+        if let Some(problem) = loss.problems().into_iter().next() {
+            return Err(problem.into());
+        }
+        let config = decoder.config();
+        examples.check_fit(config.vocab_size, config.max_position_embeddings)?;
+        let device = decoder.device();
+        check_learnable(&loss, "training", examples.train_iter())?;
+        check_learnable(&loss, "validation", examples.valid_iter())?;
+        Ok(Self {
+            decoder,
+            loss,
+            examples,
+            device,
+        })
+    }
+
+    /// The decoder as it is now.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Gives the decoder back.
+    pub fn into_decoder(self) -> Decoder {
+        self.decoder
+    }
+
+    fn pieces(&self, batch: &LogicalBatch, groups: &[Vec<usize>]) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let mut rows_of = vec![0; batch.places.len()];
+        for group in groups {
+            let encoded = group.iter().map(|&position| self.examples.get(batch.places[position]));
+            let batch = Batch::new(&encoded.collect::<Result<Vec<_>>>()?)?;
+            let counts = counts_of(&batch);
+            batch
+                .rows
+                .example
+                .iter()
+                .for_each(|&example| rows_of[group[example as usize]] += 1);
+            pieces.push(Piece {
+                batch,
+                counts,
+                draws: Vec::new(),
+            });
+        }
+        // Every example's rows follow those of the examples before it in the logical batch, however it is split.
+        let per_row = self.loss.draws_per_row();
+        let mut next = vec![0; rows_of.len()];
+        let mut total = 0;
+        for (first, n_rows) in next.iter_mut().zip(&rows_of) {
+            *first = total;
+            total += n_rows * per_row;
+        }
+        for (piece, group) in pieces.iter_mut().zip(groups) {
+            for &example in &piece.batch.rows.example {
+                let next = &mut next[group[example as usize]];
+                piece.draws.push(*next);
+                *next += per_row;
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Adds one micro-batch to the sums and, when training, its gradients to those of the parameters.
+    fn micro(&self, piece: &Piece, counts: &TokenCounts, draws: &[f32], train: bool, sums: &mut Sums) -> Result<()> {
+        let batch = &piece.batch;
+        let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(self.device)?);
+        // The model checks the ids before they leave the host.
+        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
+        let hidden = self.decoder.hidden(&ids)?;
+        let width = hidden.size()[2];
+        let hidden = hidden
+            .f_reshape([-1, width])?
+            .f_index_select(0, &to_device(&batch.rows.position)?)?;
+        let embedding = self.decoder.output_embedding();
+        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
+        let stats = op.forward()?;
+        let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
+        let value = self
+            .loss
+            .evaluate(&stats, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
+        sums.add_loss(&value.total, &value.per_example)?;
+        for (name, term) in &value.terms {
+            sums.add_term(name, term)?;
+        }
+        for (name, metric) in token_metrics(&stats, &rows, counts)? {
+            sums.add_metric(short(name), &metric)?;
+        }
+        if train && value.total.requires_grad() {
+            value.total.f_backward()?;
+            op.surrogate(&stats)?.f_backward()?;
+        }
+        Ok(())
+    }
+
+    /// The draws of a micro-batch's rows, `[N, draws_per_row]`.
+    fn draws_of(&self, piece: &Piece, draws: &[f32]) -> Result<Option<Tensor>> {
+        let per_row = self.loss.draws_per_row();
+        if per_row == 0 {
+            return Ok(None);
+        }
+        let own: Vec<f32> = piece
+            .draws
+            .iter()
+            .flat_map(|&first| &draws[first..first + per_row])
+            .copied()
+            .collect();
+        Ok(Some(
+            Tensor::f_from_slice(&own)?
+                .f_to_device(self.device)?
+                .f_view([-1, per_row as i64])?,
+        ))
+    }
+}
+
+/// A loss that no example trains would only fail at the first batch.
+fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &'a Encoded>) -> Result<()> {
+    let mut counts = TokenCounts::default();
+    for encoded in examples {
+        counts += counts_of(&Batch::new(&[encoded])?);
+    }
+    if loss.rows_trained(&counts) > 0.0 {
+        return Ok(());
+    }
+    let (
+        name,
+        TokenCounts {
+            positive,
+            negative,
+            unlabelled,
+            ..
+        },
+    ) = (loss.name(), counts);
+    Err(Error::Data(format!(
+        "`{name}` learns nothing from the {what} examples: they have {positive} positive, {negative} negative and \
+         {unlabelled} unlabelled tokens"
+    )))
+}
+
+fn counts_of(batch: &Batch) -> TokenCounts {
+    let kinds = batch.rows.example.iter().zip(&batch.rows.is_eos);
+    TokenCounts::count(kinds.map(|(&example, &is_eos)| (batch.labels[example as usize], is_eos)))
+}
+
+/// The names of the logs, where every side is `pos` or `neg`.
+fn short(name: &'static str) -> &'static str {
+    match name {
+        "token_acc_positive" => "token_acc_pos",
+        "token_acc_negative" => "token_acc_neg",
+        "logp_positive" => "logp_pos",
+        "logp_negative" => "logp_neg",
+        other => other,
+    }
+}
+
+impl Objective for LanguageObjective {
+    fn params(&self) -> &Params {
+        self.decoder.params()
+    }
+
+    fn examples(&self) -> &Examples {
+        &self.examples
+    }
+
+    fn describe(&self) -> String {
+        format!("language {:?}", self.loss)
+    }
+
+    fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
+        let lengths = self.examples.lengths(&batch.places)?;
+        let groups = micro_batches(&lengths, batch.micro_batch);
+        let pieces = self.pieces(batch, &groups)?;
+        let counts: TokenCounts = pieces.iter().map(|piece| piece.counts).sum();
+        let draws = batch.draws.uniform(counts.total() as usize * self.loss.draws_per_row());
+        let mut sums = Sums::default();
+        for piece in &pieces {
+            let _guard = (!batch.train).then(tch::no_grad_guard);
+            self.micro(piece, &counts, &draws, batch.train, &mut sums)?;
+        }
+        if let Some(logp) = sums.metric("logp_pos") {
+            let ppl = logp.f_neg()?.f_exp()?;
+            sums.add_metric("ppl_pos", &ppl)?;
+        }
+        sums.finish(&groups, vec![("num_tokens", lengths.iter().sum::<usize>() as f64)])
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        Ok(self.decoder.save(folder)?)
+    }
+
+    fn restore(&mut self, folder: &Path) -> Result<()> {
+        self.decoder = Decoder::load(folder, self.device)?;
+        Ok(())
+    }
+}
