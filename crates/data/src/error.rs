@@ -58,7 +58,7 @@ pub enum Error {
         "{place}: {why}: got the columns {}\n\
          hint: name the columns with a `columns` mapping, or use one of the shapes\n{}",
         listed(found),
-        crate::columns::SHAPES
+        crate::shapes::SHAPES
     )]
     UnknownShape {
         /// Where.
@@ -189,7 +189,7 @@ pub enum Error {
         /// The hash of the file.
         got: String,
         /// What to do.
-        advice: &'static str,
+        advice: String,
     },
     /// A dataset that is in neither mirror nor cache nor reachable at its source.
     #[error(
@@ -223,18 +223,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file.
-    pub path: PathBuf,
+    pub path: Box<Path>,
     /// The line, from 1; in a Parquet file the row, from 1.
     pub line: Option<u64>,
     /// The character within the line, from 1.
-    pub column: Option<u64>,
+    pub column: Option<u32>,
 }
 
 impl Place {
     /// A line of a file.
     pub(crate) fn line(path: &Path, line: u64) -> Self {
         Self {
-            path: path.to_path_buf(),
+            path: path.into(),
             line: Some(line),
             column: None,
         }
@@ -243,10 +243,16 @@ impl Place {
     /// A whole file.
     pub(crate) fn file(path: &Path) -> Self {
         Self {
-            path: path.to_path_buf(),
+            path: path.into(),
             line: None,
             column: None,
         }
+    }
+
+    /// The same line at the character after `before`, the beginning of the line.
+    pub(crate) fn after(mut self, before: &str) -> Self {
+        self.column = u32::try_from(before.chars().count() + 1).ok();
+        self
     }
 
     /// A complaint about this place.

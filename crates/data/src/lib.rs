@@ -2,18 +2,25 @@
 
 mod atomic;
 mod batch;
+pub mod catalog;
 mod columns;
 mod encode;
 mod error;
+mod files;
+mod hash;
 mod mixture;
 mod record;
+mod shapes;
 mod streams;
 pub mod testbed;
 mod tokenizer;
+mod turns;
 
 pub use batch::{Batch, TargetRows};
+pub use columns::{Columns, LabelColumn, LabelValue};
 pub use encode::{Encoded, Limits, Supervision, encode_all, encode_prompt};
 pub use error::{Error, Place, Result};
+pub use files::{Files, read_examples, read_file, write_examples};
 pub use mixture::Mixture;
 pub use record::{Example, Label, Splits};
 pub use streams::stream;
