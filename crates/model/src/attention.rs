@@ -23,7 +23,9 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Resul
         Sight::Masked(mask) => (Some(mask), false),
     };
     let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, grouped)?;
-    Ok(out.f_transpose(1, 2)?.f_reshape([size[0], size[1], size[2] * size[3]])?)
+    Ok(out
+        .f_transpose(1, 2)?
+        .f_reshape([size[0], size[1], size[2] * size[3]])?)
 }
 
 /// One new position against cached keys: q [B, 1, H, d], k and v [B, G, S, d], additive mask
@@ -42,7 +44,10 @@ pub(crate) fn left_padding_mask(real: &Tensor, kind: Kind) -> Result<Tensor> {
     let (rows, width) = real.size2()?;
     let ones = Tensor::f_ones([width, width], (Kind::Bool, real.device()))?;
     let itself = Tensor::f_eye(width, (Kind::Bool, real.device()))?;
-    let seen = ones.f_tril(0)?.f_logical_and(&real.f_view([rows, 1, 1, width])?)?.f_logical_or(&itself)?;
+    let seen = ones
+        .f_tril(0)?
+        .f_logical_and(&real.f_view([rows, 1, 1, width])?)?
+        .f_logical_or(&itself)?;
     additive(&seen, kind)
 }
 

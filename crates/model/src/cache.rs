@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::trunk::Trunk;
 use crate::Result;
+use crate::trunk::Trunk;
 
 /// One pair of buffers [R, G, S, d] per block, made once for the longest sequence the batch can reach.
 #[derive(Debug)]
@@ -14,10 +14,17 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(trunk: &Trunk, rows: i64, slots: i64) -> Result<Self> {
-        let shape = [rows, trunk.config.num_key_value_heads as i64, slots, trunk.config.head_dim as i64];
+        let shape = [
+            rows,
+            trunk.config.num_key_value_heads as i64,
+            slots,
+            trunk.config.head_dim as i64,
+        ];
         let options: (Kind, _) = (trunk.kind()?, trunk.device());
         let buffer = || Tensor::f_empty(shape, options);
-        let layers = (0..trunk.n_layers()).map(|_| Ok((buffer()?, buffer()?))).collect::<Result<_>>()?;
+        let layers = (0..trunk.n_layers())
+            .map(|_| Ok((buffer()?, buffer()?)))
+            .collect::<Result<_>>()?;
         Ok(Self { layers, used: 0 })
     }
 

@@ -91,11 +91,17 @@ impl SequenceClassifier {
         }
         let last = lengths.f_to(self.device())?.f_sub_scalar(1)?;
         let starts = Tensor::f_arange(rows, (Kind::Int64, self.device()))?.f_mul_scalar(width)?;
-        let states = hidden.f_reshape([rows * width, -1])?.f_index_select(0, &starts.f_add(&last)?)?;
+        let states = hidden
+            .f_reshape([rows * width, -1])?
+            .f_index_select(0, &starts.f_add(&last)?)?;
         Ok(linear(&states, &self.score)?.f_squeeze_dim(-1)?)
     }
 
     fn assemble(config: &Config, params: Params) -> Result<Self> {
-        Ok(Self { trunk: Trunk::new(config, &params)?, score: params.shared(SCORE)?, params })
+        Ok(Self {
+            trunk: Trunk::new(config, &params)?,
+            score: params.shared(SCORE)?,
+            params,
+        })
     }
 }

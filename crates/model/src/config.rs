@@ -104,7 +104,10 @@ impl Config {
     pub(crate) fn check_at(&self, place: &str) -> Result<()> {
         match self.problem() {
             None => Ok(()),
-            Some(what) => Err(Error::Config { place: place.to_owned(), what }),
+            Some(what) => Err(Error::Config {
+                place: place.to_owned(),
+                what,
+            }),
         }
     }
 
@@ -126,14 +129,21 @@ impl Config {
         }
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if heads % kv_heads != 0 {
-            return Some(format!("`num_key_value_heads` {kv_heads} does not divide `num_attention_heads` {heads}"));
+            return Some(format!(
+                "`num_key_value_heads` {kv_heads} does not divide `num_attention_heads` {heads}"
+            ));
         }
-        if self.head_dim * heads != self.hidden_size && self.hidden_size % heads != 0 {
+        if self.head_dim * heads != self.hidden_size && !self.hidden_size.is_multiple_of(heads) {
             let hidden = self.hidden_size;
-            return Some(format!("`num_attention_heads` {heads} does not divide `hidden_size` {hidden}"));
+            return Some(format!(
+                "`num_attention_heads` {heads} does not divide `hidden_size` {hidden}"
+            ));
         }
-        if self.head_dim % 2 != 0 {
-            return Some(format!("head width: expected an even number (rotary positions), got {}", self.head_dim));
+        if !self.head_dim.is_multiple_of(2) {
+            return Some(format!(
+                "head width: expected an even number (rotary positions), got {}",
+                self.head_dim
+            ));
         }
         let ranges = [
             ("rope_theta", self.rope_theta, f64::MIN_POSITIVE, 1e12),
@@ -152,7 +162,10 @@ impl Config {
         ];
         for (name, id) in ids {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
-                return Some(format!("`{name}`: expected below `vocab_size` {}, got {id}", self.vocab_size));
+                return Some(format!(
+                    "`{name}`: expected below `vocab_size` {}, got {id}",
+                    self.vocab_size
+                ));
             }
         }
         None
@@ -195,7 +208,10 @@ mod tests {
             let mut broken = config();
             change(&mut broken);
             let error = broken.check().unwrap_err().to_string();
-            assert!(error.starts_with("model config: ") && error.contains(name), "{name}: {error}");
+            assert!(
+                error.starts_with("model config: ") && error.contains(name),
+                "{name}: {error}"
+            );
         }
     }
 }

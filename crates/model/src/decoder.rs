@@ -94,7 +94,11 @@ impl Decoder {
 
     fn assemble(config: &Config, params: Params) -> Result<Self> {
         let trunk = Trunk::new(config, &params)?;
-        let head = if config.tie_word_embeddings { None } else { Some(params.shared(HEAD)?) };
+        let head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(params.shared(HEAD)?)
+        };
         Ok(Self { trunk, head, params })
     }
 }
@@ -102,7 +106,10 @@ impl Decoder {
 fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
     let mut list = trunk::expected(config);
     if !config.tie_word_embeddings {
-        list.push((HEAD.to_owned(), vec![config.vocab_size as i64, config.hidden_size as i64]));
+        list.push((
+            HEAD.to_owned(),
+            vec![config.vocab_size as i64, config.hidden_size as i64],
+        ));
     }
     list
 }

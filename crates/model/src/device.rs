@@ -20,10 +20,14 @@ pub fn open(name: &str) -> Result<Device> {
     load_cuda()?;
     let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
     if count == 0 {
-        return Err(Error::Device(format!("device `{name}`: no CUDA device was found\nhint: use `cpu`, or check the driver with nvidia-smi")));
+        return Err(Error::Device(format!(
+            "device `{name}`: no CUDA device was found\nhint: use `cpu`, or check the driver with nvidia-smi"
+        )));
     }
     if index >= count {
-        return Err(Error::Device(format!("device `{name}`: expected an index below {count}, got {index}")));
+        return Err(Error::Device(format!(
+            "device `{name}`: expected an index below {count}, got {index}"
+        )));
     }
     Ok(device)
 }
@@ -107,9 +111,23 @@ mod tests {
         assert_eq!(parse("cpu").unwrap(), Device::Cpu);
         assert_eq!(parse("cuda").unwrap(), Device::Cuda(0));
         assert_eq!(parse("cuda:3").unwrap(), Device::Cuda(3));
-        for name in ["", "CPU", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda:128", "cuda:99999999999", "mps"] {
+        for name in [
+            "",
+            "CPU",
+            "gpu",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:x",
+            "cuda:128",
+            "cuda:99999999999",
+            "mps",
+        ] {
             let error = parse(name).unwrap_err().to_string();
-            assert!(error.contains(&format!("`{name}`")) && error.contains("cuda:N"), "{error}");
+            assert!(
+                error.contains(&format!("`{name}`")) && error.contains("cuda:N"),
+                "{error}"
+            );
         }
     }
 

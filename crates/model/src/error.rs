@@ -65,11 +65,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn input(what: impl Into<String>, expected: impl Into<String>, got: impl std::fmt::Display) -> Self {
-        Self::Input { what: what.into(), expected: expected.into(), got: got.to_string() }
+        Self::Input {
+            what: what.into(),
+            expected: expected.into(),
+            got: got.to_string(),
+        }
     }
 
     pub(crate) fn weights(path: &Path, what: impl Into<String>) -> Self {
-        Self::Weights { path: path.to_owned(), what: what.into() }
+        Self::Weights {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {

@@ -23,12 +23,12 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::
     written
 }
 
-fn write_and_rename(
-    path: &Path,
-    temp: &Path,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).open(temp).map_err(Error::io("create", temp))?;
+fn write_and_rename(path: &Path, temp: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(temp)
+        .map_err(Error::io("create", temp))?;
     let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
     write(&mut out).map_err(Error::io("write", temp))?;
     let file = out.into_inner().map_err(|e| Error::io("write", temp)(e.into_error()))?;
@@ -45,14 +45,20 @@ fn sync_folder(path: &Path) -> Result<()> {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
-        File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io("sync", folder))?;
+        File::open(folder)
+            .and_then(|f| f.sync_all())
+            .map_err(Error::io("sync", folder))?;
     }
     Ok(())
 }
 
 fn temporary_name(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(Error::input("file to write", "a path with a file name", format!("`{}`", path.display())));
+        return Err(Error::input(
+            "file to write",
+            "a path with a file name",
+            format!("`{}`", path.display()),
+        ));
     };
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let mut temp = name.to_owned();

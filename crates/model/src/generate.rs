@@ -44,7 +44,11 @@ pub fn generate(
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     // Longest first: what does not fit in memory fails at once.
     order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
-    let empty = Generated { ids: Vec::new(), logps: Vec::new(), finished: false };
+    let empty = Generated {
+        ids: Vec::new(),
+        logps: Vec::new(),
+        finished: false,
+    };
     let mut out = vec![empty; prompts.len()];
     let mut done = 0;
     for members in order.chunks(batch) {
@@ -70,7 +74,11 @@ fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, eos: u32,
     }
     if sampling.block_ngram.is_some() && sampling.max_new_tokens >= config.vocab_size {
         let most = format!("below the vocabulary of {} (a token must stay free)", config.vocab_size);
-        return Err(Error::input("`max_new_tokens` with `block_ngram`", most, sampling.max_new_tokens));
+        return Err(Error::input(
+            "`max_new_tokens` with `block_ngram`",
+            most,
+            sampling.max_new_tokens,
+        ));
     }
     let longest = config.max_position_embeddings;
     for (i, prompt) in prompts.iter().enumerate() {
@@ -83,7 +91,11 @@ fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, eos: u32,
             return Err(Error::input(format!("prompt {i}"), expected, got));
         }
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return Err(Error::input(format!("token of prompt {i}"), format!("below {}", config.vocab_size), id));
+            return Err(Error::input(
+                format!("token of prompt {i}"),
+                format!("below {}", config.vocab_size),
+                id,
+            ));
         }
     }
     Ok(())
@@ -210,7 +222,10 @@ impl<'a> Group<'a> {
     ) -> Result<(Tensor, Tensor)> {
         let state = self.decoder.trunk.finish(&self.last)?.f_squeeze_dim(1)?;
         let logits = wide(linear(&state, &self.embedding)?)?;
-        let mut bans = Bans { everywhere: (step < self.sampling.min_new_tokens).then_some(self.eos), single: Vec::new() };
+        let mut bans = Bans {
+            everywhere: (step < self.sampling.min_new_tokens).then_some(self.eos),
+            single: Vec::new(),
+        };
         let mut uniforms = Vec::with_capacity(self.rows.len());
         for (row, owner) in self.rows.iter().enumerate() {
             let Some(prompt) = *owner else {
@@ -218,12 +233,17 @@ impl<'a> Group<'a> {
                 continue;
             };
             if let Some(n) = self.sampling.block_ngram {
-                bans.single.extend(repeats(&out[prompt].ids, n).map(|token| (row as i64, i64::from(token))));
+                bans.single
+                    .extend(repeats(&out[prompt].ids, n).map(|token| (row as i64, i64::from(token))));
             }
             if !self.sampling.greedy {
                 let u = draw(prompt, step);
                 if !(0.0..1.0).contains(&u) {
-                    return Err(Error::input(format!("draw of prompt {prompt}, token {step}"), "[0, 1)", u));
+                    return Err(Error::input(
+                        format!("draw of prompt {prompt}, token {step}"),
+                        "[0, 1)",
+                        u,
+                    ));
                 }
                 uniforms.push(f64::from(u));
             }
@@ -258,7 +278,11 @@ impl<'a> Group<'a> {
         if ended * 4 < self.rows.len().max(4) {
             return Ok(ids);
         }
-        let kept: Vec<i64> = (0_i64..).zip(&self.rows).filter(|(_, r)| r.is_some()).map(|(i, _)| i).collect();
+        let kept: Vec<i64> = (0_i64..)
+            .zip(&self.rows)
+            .filter(|(_, r)| r.is_some())
+            .map(|(i, _)| i)
+            .collect();
         let kept = Tensor::f_from_slice(&kept)?.f_to(ids.device())?;
         self.rows.retain(Option::is_some);
         self.cache.keep(&kept)?;
@@ -287,7 +311,9 @@ impl<'a> Group<'a> {
 /// Tokens that would complete an n-gram that `ids` already hold.
 fn repeats(ids: &[u32], n: usize) -> impl Iterator<Item = u32> {
     let tail = ids.len().checked_sub(n - 1).map(|start| &ids[start..]);
-    ids.windows(n).filter(move |w| Some(&w[..n - 1]) == tail).map(move |w| w[n - 1])
+    ids.windows(n)
+        .filter(move |w| Some(&w[..n - 1]) == tail)
+        .map(move |w| w[n - 1])
 }
 
 #[cfg(test)]
@@ -302,5 +328,56 @@ mod tests {
         assert_eq!(of(&[5, 6], 1), [5, 6]);
         assert_eq!(of(&[1, 1], 3), [0; 0]);
         assert_eq!(of(&[], 2), [0; 0]);
+    }
+
+    /// Log-probs leave as f32, so exactness is shown on the states that they are made from: with padding,
+    /// and with rows that leave on the way, the cache gives what the whole sequence gives.
+    #[test]
+    fn cached_states_equal_recomputed_ones() {
+        tch::set_num_threads(1);
+        let size = crate::Size {
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+        };
+        let config = crate::Config {
+            initializer_range: 0.4,
+            ..crate::Config::new(&size, 20, 32)
+        };
+        let mut rng = <rand_chacha::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(1);
+        let decoder = Decoder::init_kind(&config, &mut rng, Device::Cpu, Kind::Double).unwrap();
+        let mut sequences = vec![vec![1_u32, 2, 3], vec![4], vec![5, 6, 7, 8, 9]];
+        let sampling = Sampling::new(8);
+        let _guard = tch::no_grad_guard();
+        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &sampling, 3).unwrap();
+        for step in 0..6 {
+            let states = decoder.trunk.finish(&group.last).unwrap();
+            for (row, owner) in group.rows.iter().enumerate() {
+                let Some(prompt) = *owner else { continue };
+                let ids: Vec<i64> = sequences[prompt].iter().map(|&id| i64::from(id)).collect();
+                let whole = decoder.hidden(&Tensor::from_slice(&ids).view([1, -1])).unwrap();
+                let difference = states.get(row as i64).get(0) - whole.get(0).get(ids.len() as i64 - 1);
+                assert!(
+                    difference.abs().max().double_value(&[]) < 1e-10,
+                    "step {step}, prompt {prompt}"
+                );
+            }
+            if step == 2 {
+                group.rows[0] = None;
+            }
+            let ids: Vec<i64> = (0..group.rows.len() as i64)
+                .map(|row| (7 * step + 5 * row) % 20)
+                .collect();
+            for (owner, &id) in group.rows.iter().zip(&ids) {
+                if let Some(prompt) = *owner {
+                    sequences[prompt].push(id as u32);
+                }
+            }
+            let ids = group.close_up(Tensor::from_slice(&ids).view([-1, 1])).unwrap();
+            group.advance(&ids).unwrap();
+        }
+        assert_eq!(group.rows, [Some(1), Some(2)]);
     }
 }

@@ -53,11 +53,18 @@ fn fixed() -> [(&'static str, Value); 15] {
 pub(crate) fn read(path: &Path, wanted: Architecture) -> Result<Config> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    file.take(LARGEST_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
     let place = format!("`{}`", path.display());
-    let broken = |what: String| Error::Config { place: place.clone(), what };
+    let broken = |what: String| Error::Config {
+        place: place.clone(),
+        what,
+    };
     if bytes.len() as u64 > LARGEST_FILE {
-        return Err(broken(format!("larger than {LARGEST_FILE} bytes, not a model description")));
+        return Err(broken(format!(
+            "larger than {LARGEST_FILE} bytes, not a model description"
+        )));
     }
     let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))?;
     let Value::Object(map) = value else {
@@ -126,9 +133,15 @@ fn parse(mut map: Map<String, Value>, wanted: Architecture) -> Result<Config, St
     }
     let head_dim = size(&mut map, "head_dim", Some(0))?;
     if head_dim == 0 && hidden_size % num_attention_heads != 0 {
-        return Err(format!("`num_attention_heads` {num_attention_heads} does not divide `hidden_size` {hidden_size}"));
+        return Err(format!(
+            "`num_attention_heads` {num_attention_heads} does not divide `hidden_size` {hidden_size}"
+        ));
     }
-    let head_dim = if head_dim == 0 { hidden_size / num_attention_heads } else { head_dim };
+    let head_dim = if head_dim == 0 {
+        hidden_size / num_attention_heads
+    } else {
+        head_dim
+    };
     // `torch_dtype` and `dtype` say how weights are stored; the weight file itself decides.
     for name in ["torch_dtype", "dtype"] {
         map.remove(name);
@@ -155,7 +168,12 @@ fn parse(mut map: Map<String, Value>, wanted: Architecture) -> Result<Config, St
 
 fn architecture(map: &mut Map<String, Value>, wanted: Architecture) -> Result<(), String> {
     if let Some(list) = map.remove("architectures").filter(|v| !v.is_null()) {
-        let names: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let names: Vec<&str> = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         if !names.contains(&wanted.name()) {
             return Err(format!("`architectures`: expected `{}`, got {list}", wanted.name()));
         }
@@ -178,7 +196,9 @@ fn rope_theta(map: &mut Map<String, Value>) -> Result<f64, String> {
         Some(Value::Object(mut rope)) => {
             let kind = rope.remove("rope_type").or_else(|| rope.remove("type"));
             if let Some(kind) = kind.filter(|k| *k != json!("default")) {
-                return Err(format!("`rope_parameters.rope_type`: only \"default\" is supported, got {kind}"));
+                return Err(format!(
+                    "`rope_parameters.rope_type`: only \"default\" is supported, got {kind}"
+                ));
             }
             let theta = rope.remove("rope_theta").filter(|v| !v.is_null());
             if let Some((name, value)) = rope.iter().next() {
@@ -192,9 +212,9 @@ fn rope_theta(map: &mut Map<String, Value>) -> Result<f64, String> {
     match (outer, inner) {
         (None, None) => Ok(10_000.0),
         (Some(a), Some(b)) if !same(&a, &b) => Err(format!("`rope_theta` is {a} and `rope_parameters.rope_theta` {b}")),
-        (Some(theta), _) | (None, Some(theta)) => {
-            theta.as_f64().ok_or_else(|| format!("`rope_theta`: expected a number, got {theta}"))
-        }
+        (Some(theta), _) | (None, Some(theta)) => theta
+            .as_f64()
+            .ok_or_else(|| format!("`rope_theta`: expected a number, got {theta}")),
     }
 }
 
@@ -220,14 +240,18 @@ fn size(map: &mut Map<String, Value>, name: &str, default: Option<usize>) -> Res
 fn number(map: &mut Map<String, Value>, name: &str, default: f64) -> Result<f64, String> {
     match map.remove(name).filter(|v| !v.is_null()) {
         None => Ok(default),
-        Some(value) => value.as_f64().ok_or_else(|| format!("`{name}`: expected a number, got {value}")),
+        Some(value) => value
+            .as_f64()
+            .ok_or_else(|| format!("`{name}`: expected a number, got {value}")),
     }
 }
 
 fn flag(map: &mut Map<String, Value>, name: &str, default: bool) -> Result<bool, String> {
     match map.remove(name).filter(|v| !v.is_null()) {
         None => Ok(default),
-        Some(value) => value.as_bool().ok_or_else(|| format!("`{name}`: expected true or false, got {value}")),
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| format!("`{name}`: expected true or false, got {value}")),
     }
 }
 

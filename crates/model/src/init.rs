@@ -10,9 +10,16 @@ use crate::{Error, Result};
 /// A tensor of independent normal draws with mean zero. Draws are made in order in f64 and rounded, so
 /// one generator gives the same weights in every float kind.
 pub(crate) fn normal(rng: &mut impl Rng, shape: &[i64], std: f64, kind: Kind) -> Result<Tensor> {
-    let numel = shape.iter().try_fold(1_i64, |n, &d| n.checked_mul(d)).and_then(|n| usize::try_from(n).ok());
+    let numel = shape
+        .iter()
+        .try_fold(1_i64, |n, &d| n.checked_mul(d))
+        .and_then(|n| usize::try_from(n).ok());
     let Some(numel) = numel else {
-        return Err(Error::input("tensor shape", "a product that fits", format!("{shape:?}")));
+        return Err(Error::input(
+            "tensor shape",
+            "a product that fits",
+            format!("{shape:?}"),
+        ));
     };
     let flat = match kind {
         Kind::Double => Tensor::f_from_slice(&draws(rng, numel, |z| z * std))?,

@@ -64,15 +64,16 @@ impl Layer {
     ) -> Result<Tensor> {
         let (rows, width, _) = x.size3()?;
         let inner = rms_norm(x, &self.input_norm, self.eps)?;
-        let heads = |w: &Tensor, n: i64| -> Result<Tensor> {
-            Ok(linear(&inner, w)?.f_view([rows, width, n, self.head_dim])?)
-        };
+        let heads =
+            |w: &Tensor, n: i64| -> Result<Tensor> { Ok(linear(&inner, w)?.f_view([rows, width, n, self.head_dim])?) };
         let q = rotation.apply(&heads(&self.q, self.heads)?)?;
         let k = rotation.apply(&heads(&self.k, self.kv_heads)?)?;
         let v = heads(&self.v, self.kv_heads)?;
         let x = x.f_add(&linear(&attend(&q, &k, &v)?, &self.o)?)?;
         let inner = rms_norm(&x, &self.post_norm, self.eps)?;
-        let gated = linear(&inner, &self.gate)?.f_silu()?.f_mul(&linear(&inner, &self.up)?)?;
+        let gated = linear(&inner, &self.gate)?
+            .f_silu()?
+            .f_mul(&linear(&inner, &self.up)?)?;
         Ok(x.f_add(&linear(&gated, &self.down)?)?)
     }
 }

@@ -18,6 +18,7 @@ pub fn logps(decoder: &Decoder, hidden_rows: &Tensor, targets: &Tensor) -> Resul
         return Err(Error::input("states and targets", format!("[N, {dim}] and [N]"), got));
     }
     let vocab = decoder.config().vocab_size as i64;
+    check_targets(targets, vocab)?;
     no_grad(|| {
         let embedding = decoder.output_embedding();
         let targets = targets.f_to(decoder.device())?.f_unsqueeze(-1)?;
@@ -33,6 +34,22 @@ pub fn logps(decoder: &Decoder, hidden_rows: &Tensor, targets: &Tensor) -> Resul
         }
         Ok(Tensor::f_cat(&parts, 0)?)
     })
+}
+
+fn check_targets(targets: &Tensor, vocab: i64) -> Result<()> {
+    let kind = targets.f_kind()?;
+    if kind != Kind::Int64 {
+        return Err(Error::input("targets", "Int64", format!("{kind:?}")));
+    }
+    if targets.numel() > 0 {
+        let (least, most) = targets.f_aminmax(None, false)?;
+        for id in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
+            if id < 0 || id >= vocab {
+                return Err(Error::input("target token", format!("0 to {}", vocab - 1), id));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// At least f32.

@@ -20,7 +20,11 @@ impl Params {
         let mut index = HashMap::with_capacity(entries.len());
         for (i, (name, tensor)) in entries.iter().enumerate() {
             if index.insert(name.clone(), i).is_some() {
-                return Err(Error::input("parameter names", "distinct names", format!("`{name}` twice")));
+                return Err(Error::input(
+                    "parameter names",
+                    "distinct names",
+                    format!("`{name}` twice"),
+                ));
             }
             let _ = tensor.f_set_requires_grad(true)?;
         }

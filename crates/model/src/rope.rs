@@ -75,7 +75,11 @@ impl Rope {
     }
 
     fn rotation(&self, cos: Tensor, sin: Tensor) -> Rotation {
-        Rotation { cos, sin, half: self.head_dim as i64 / 2 }
+        Rotation {
+            cos,
+            sin,
+            half: self.head_dim as i64 / 2,
+        }
     }
 
     fn with_table<T>(&self, n: usize, read: impl FnOnce(&Table) -> Result<T>) -> Result<T> {
@@ -90,8 +94,9 @@ impl Rope {
     /// Angles in f64, rounded once.
     fn make(&self, positions: usize) -> Result<Table> {
         let half = self.head_dim / 2;
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64)).collect();
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64))
+            .collect();
         let mut cos = vec![0.0; positions * self.head_dim];
         let mut sin = cos.clone();
         for position in 0..positions {
@@ -104,8 +109,15 @@ impl Rope {
         }
         let tensor = |values: &[f64]| -> Result<Tensor> {
             let shape = [positions as i64, self.head_dim as i64];
-            Ok(Tensor::f_from_slice(values)?.f_view(shape)?.f_to_kind(self.kind)?.f_to(self.device)?)
+            Ok(Tensor::f_from_slice(values)?
+                .f_view(shape)?
+                .f_to_kind(self.kind)?
+                .f_to(self.device)?)
         };
-        Ok(Table { positions, cos: tensor(&cos)?, sin: tensor(&sin)? })
+        Ok(Table {
+            positions,
+            cos: tensor(&cos)?,
+            sin: tensor(&sin)?,
+        })
     }
 }

@@ -51,7 +51,10 @@ impl Sampling {
 
     /// The most probable token at every step.
     pub fn greedy(max_new_tokens: usize) -> Self {
-        Self { greedy: true, ..Self::new(max_new_tokens) }
+        Self {
+            greedy: true,
+            ..Self::new(max_new_tokens)
+        }
     }
 
     /// Refuses ranges and combinations that mean nothing.
@@ -78,7 +81,11 @@ impl Sampling {
         }
         let shaped = self.temperature.to_bits() != 1.0_f64.to_bits() || self.top_k.is_some() || self.top_p.is_some();
         if self.greedy && shaped {
-            return fail("greedy", "no temperature, top_k or top_p beside it", format!("{self:?}"));
+            return fail(
+                "greedy",
+                "no temperature, top_k or top_p beside it",
+                format!("{self:?}"),
+            );
         }
         Ok(())
     }
@@ -94,16 +101,77 @@ mod tests {
         good.check().unwrap();
         Sampling::greedy(4).check().unwrap();
         let bad = [
-            ("temperature", Sampling { temperature: 0.0, ..good.clone() }),
-            ("temperature", Sampling { temperature: f64::NAN, ..good.clone() }),
-            ("top_k", Sampling { top_k: Some(0), ..good.clone() }),
-            ("top_p", Sampling { top_p: Some(0.0), ..good.clone() }),
-            ("top_p", Sampling { top_p: Some(1.1), ..good.clone() }),
-            ("top_p", Sampling { top_p: Some(f64::NAN), ..good.clone() }),
-            ("min_new_tokens", Sampling { min_new_tokens: 5, ..good.clone() }),
-            ("max_new_tokens", Sampling { max_new_tokens: 0, ..good.clone() }),
-            ("block_ngram", Sampling { block_ngram: Some(0), ..good.clone() }),
-            ("greedy", Sampling { greedy: true, top_k: Some(3), ..good.clone() }),
+            (
+                "temperature",
+                Sampling {
+                    temperature: 0.0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "temperature",
+                Sampling {
+                    temperature: f64::NAN,
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_k",
+                Sampling {
+                    top_k: Some(0),
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: Some(0.0),
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: Some(1.1),
+                    ..good.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: Some(f64::NAN),
+                    ..good.clone()
+                },
+            ),
+            (
+                "min_new_tokens",
+                Sampling {
+                    min_new_tokens: 5,
+                    ..good.clone()
+                },
+            ),
+            (
+                "max_new_tokens",
+                Sampling {
+                    max_new_tokens: 0,
+                    ..good.clone()
+                },
+            ),
+            (
+                "block_ngram",
+                Sampling {
+                    block_ngram: Some(0),
+                    ..good.clone()
+                },
+            ),
+            (
+                "greedy",
+                Sampling {
+                    greedy: true,
+                    top_k: Some(3),
+                    ..good.clone()
+                },
+            ),
         ];
         for (name, sampling) in bad {
             let error = sampling.check().unwrap_err().to_string();

@@ -43,27 +43,33 @@ pub(crate) fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
 
 /// Initial values of one tensor: norms at 1, projections that write into the residual stream narrower by
 /// 1/√(2L), everything else normal with the config's spread.
-pub(crate) fn initial(
-    config: &Config,
-    name: &str,
-    shape: &[i64],
-    rng: &mut impl Rng,
-    kind: Kind,
-) -> Result<Tensor> {
+pub(crate) fn initial(config: &Config, name: &str, shape: &[i64], rng: &mut impl Rng, kind: Kind) -> Result<Tensor> {
     if shape.len() == 1 {
         return Ok(Tensor::f_ones(shape, (kind, Device::Cpu))?);
     }
     let into_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-    let narrower = if into_residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
+    let narrower = if into_residual {
+        (2.0 * config.num_hidden_layers as f64).sqrt()
+    } else {
+        1.0
+    };
     init::normal(rng, shape, config.initializer_range / narrower, kind)
 }
 
 impl Trunk {
     pub(crate) fn new(config: &Config, params: &Params) -> Result<Self> {
         let embedding = params.shared("model.embed_tokens.weight")?;
-        let layers = (0..config.num_hidden_layers).map(|i| Layer::new(config, params, i)).collect::<Result<_>>()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::new(config, params, i))
+            .collect::<Result<_>>()?;
         let rope = Rope::new(config, embedding.f_kind()?, embedding.device());
-        Ok(Self { config: config.clone(), embedding, layers, norm: params.shared("model.norm.weight")?, rope })
+        Ok(Self {
+            config: config.clone(),
+            embedding,
+            layers,
+            norm: params.shared("model.norm.weight")?,
+            rope,
+        })
     }
 
     pub(crate) fn kind(&self) -> Result<Kind> {
@@ -93,7 +99,11 @@ impl Trunk {
         let kind = real.f_kind()?;
         if real.size() != [rows as i64, width as i64] || kind != Kind::Bool {
             let got = format!("{:?} of {kind:?}", real.size());
-            return Err(Error::input("mask of real tokens", format!("[{rows}, {width}] of Bool"), got));
+            return Err(Error::input(
+                "mask of real tokens",
+                format!("[{rows}, {width}] of Bool"),
+                got,
+            ));
         }
         let real = real.f_to(self.device())?;
         let positions = positions(&real)?;
@@ -130,7 +140,11 @@ impl Trunk {
             return Err(Error::input("token ids", "a [B, T] tensor", format!("{size:?}")));
         };
         if rows == 0 || width == 0 || kind != Kind::Int64 {
-            return Err(Error::input("token ids", "a non-empty [B, T] of Int64", format!("{size:?} of {kind:?}")));
+            return Err(Error::input(
+                "token ids",
+                "a non-empty [B, T] of Int64",
+                format!("{size:?} of {kind:?}"),
+            ));
         }
         let longest = self.config.max_position_embeddings;
         if width as usize > longest {
@@ -139,7 +153,11 @@ impl Trunk {
         let (least, most) = ids.f_aminmax(None, false)?;
         for id in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
             if id < 0 || id >= self.config.vocab_size as i64 {
-                return Err(Error::input("token id", format!("0 to {}", self.config.vocab_size - 1), id));
+                return Err(Error::input(
+                    "token id",
+                    format!("0 to {}", self.config.vocab_size - 1),
+                    id,
+                ));
             }
         }
         Ok((ids.f_to(self.device())?, rows as usize, width as usize))

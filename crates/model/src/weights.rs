@@ -27,7 +27,14 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
         };
         let bytes = tensor.numel() * kind.elt_size_in_bytes();
         let shape = tensor.size().into_iter().map(|n| n as usize).collect();
-        infos.push((name.to_owned(), TensorInfo { dtype, shape, data_offsets: (end, end + bytes) }));
+        infos.push((
+            name.to_owned(),
+            TensorInfo {
+                dtype,
+                shape,
+                data_offsets: (end, end + bytes),
+            },
+        ));
         sources.push((tensor, bytes));
         end += bytes;
     }
@@ -42,7 +49,9 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
         let mut buffer = Vec::new();
         for (tensor, bytes) in &sources {
             buffer.resize(*bytes, 0);
-            tensor.f_copy_data_u8(&mut buffer, tensor.numel()).map_err(std::io::Error::other)?;
+            tensor
+                .f_copy_data_u8(&mut buffer, tensor.numel())
+                .map_err(std::io::Error::other)?;
             out.write_all(&buffer)?;
         }
         Ok(())
@@ -51,36 +60,63 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
 
 /// Reads exactly the expected tensors, in their order, as f32 or f64 on a device: each present with its
 /// shape, a float kind and finite numbers, and none besides.
-pub(crate) fn read_exact(path: &Path, expected: &[(String, Vec<i64>)], device: Device) -> Result<Vec<(String, Tensor)>> {
+pub(crate) fn read_exact(
+    path: &Path,
+    expected: &[(String, Vec<i64>)],
+    device: Device,
+) -> Result<Vec<(String, Tensor)>> {
     explain_absence(path)?;
     let mut file = Reader::open(path)?;
-    let missing: Vec<&str> =
-        expected.iter().map(|(n, _)| n.as_str()).filter(|n| file.metadata.info(n).is_none()).collect();
+    let missing: Vec<&str> = expected
+        .iter()
+        .map(|(n, _)| n.as_str())
+        .filter(|n| file.metadata.info(n).is_none())
+        .collect();
     if !missing.is_empty() {
         return Err(Error::weights(path, format!("missing {}", named(&missing))));
     }
     let known: std::collections::HashSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
     let names = file.metadata.offset_keys();
-    let unexpected: Vec<&str> = names.iter().map(String::as_str).filter(|n| !known.contains(n)).collect();
+    let unexpected: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|n| !known.contains(n))
+        .collect();
     if !unexpected.is_empty() {
-        return Err(Error::weights(path, format!("does not fit its config.json: unexpected {}", named(&unexpected))));
+        return Err(Error::weights(
+            path,
+            format!("does not fit its config.json: unexpected {}", named(&unexpected)),
+        ));
     }
     let mut double = None;
     for (name, shape) in expected {
         let info = file.info(name)?;
         let got: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
         if got != *shape {
-            return Err(Error::weights(path, format!("tensor `{name}`: expected shape {shape:?}, got {got:?}")));
+            return Err(Error::weights(
+                path,
+                format!("tensor `{name}`: expected shape {shape:?}, got {got:?}"),
+            ));
         }
         if !matches!(info.dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::weights(path, format!("tensor `{name}`: expected a float type, got {:?}", info.dtype)));
+            return Err(Error::weights(
+                path,
+                format!("tensor `{name}`: expected a float type, got {:?}", info.dtype),
+            ));
         }
         let is_double = info.dtype == Dtype::F64;
         if *double.get_or_insert(is_double) != is_double {
-            return Err(Error::weights(path, format!("tensor `{name}`: F64 mixed with narrower types")));
+            return Err(Error::weights(
+                path,
+                format!("tensor `{name}`: F64 mixed with narrower types"),
+            ));
         }
     }
-    let kind = if double == Some(true) { Kind::Double } else { Kind::Float };
+    let kind = if double == Some(true) {
+        Kind::Double
+    } else {
+        Kind::Float
+    };
     let mut out = Vec::with_capacity(expected.len());
     for (name, _) in expected {
         let tensor = file.tensor(name)?.f_to_kind(kind)?;
@@ -96,7 +132,10 @@ pub(crate) fn read_exact(path: &Path, expected: &[(String, Vec<i64>)], device: D
 pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let mut file = Reader::open(path)?;
     let names = file.metadata.offset_keys();
-    names.into_iter().map(|name| file.tensor(&name).map(|tensor| (name, tensor))).collect()
+    names
+        .into_iter()
+        .map(|name| file.tensor(&name).map(|tensor| (name, tensor)))
+        .collect()
 }
 
 struct Reader<'a> {
@@ -127,20 +166,32 @@ impl<'a> Reader<'a> {
         let (stated, found) = (metadata.data_len() as u64, length - 8 - header);
         if stated != found {
             let cut = if found < stated { "; the file is cut short" } else { "" };
-            return Err(broken(format!("the header states {stated} bytes of data, {found} follow{cut}")));
+            return Err(broken(format!(
+                "the header states {stated} bytes of data, {found} follow{cut}"
+            )));
         }
-        Ok(Self { path, file, metadata, data_start: 8 + header })
+        Ok(Self {
+            path,
+            file,
+            metadata,
+            data_start: 8 + header,
+        })
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata.info(name).ok_or_else(|| Error::weights(self.path, format!("missing tensor `{name}`")))
+        self.metadata
+            .info(name)
+            .ok_or_else(|| Error::weights(self.path, format!("missing tensor `{name}`")))
     }
 
     /// One tensor as stored; its size was checked against the file's length.
     fn tensor(&mut self, name: &str) -> Result<Tensor> {
         let info = self.info(name)?;
         let Some(kind) = kind(info.dtype) else {
-            return Err(Error::weights(self.path, format!("tensor `{name}`: {:?} is not supported", info.dtype)));
+            return Err(Error::weights(
+                self.path,
+                format!("tensor `{name}`: {:?} is not supported", info.dtype),
+            ));
         };
         let (start, end) = info.data_offsets;
         let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
@@ -160,10 +211,16 @@ fn explain_absence(path: &Path) -> Result<()> {
     }
     let beside = |name: &str| path.with_file_name(name).exists();
     if beside("model.safetensors.index.json") {
-        return Err(Error::weights(path, "no such file; weights split over several files are not supported"));
+        return Err(Error::weights(
+            path,
+            "no such file; weights split over several files are not supported",
+        ));
     }
     if beside("pytorch_model.bin") {
-        return Err(Error::weights(path, "no such file\nhint: convert `pytorch_model.bin` to safetensors; pickle is never read"));
+        return Err(Error::weights(
+            path,
+            "no such file\nhint: convert `pytorch_model.bin` to safetensors; pickle is never read",
+        ));
     }
     Ok(())
 }
@@ -172,8 +229,16 @@ fn explain_absence(path: &Path) -> Result<()> {
 fn named(names: &[&str]) -> String {
     let shown: Vec<String> = names.iter().take(5).map(|n| format!("`{n}`")).collect();
     let more = names.len() - shown.len();
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{} {}{rest}", if names.len() == 1 { "tensor" } else { "tensors" }, shown.join(", "))
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} {}{rest}",
+        if names.len() == 1 { "tensor" } else { "tensors" },
+        shown.join(", ")
+    )
 }
 
 fn dtype(kind: Kind) -> Option<Dtype> {

@@ -1,4 +1,5 @@
 //! The forward pass against one written with loops over plain arrays, which shares nothing with it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -19,7 +20,9 @@ fn matrix(params: &Params, name: &str) -> Matrix {
 }
 
 fn times(w: &Matrix, x: &[f64]) -> Vec<f64> {
-    w.iter().map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    w.iter()
+        .map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum())
+        .collect()
 }
 
 fn norm(x: &[f64], w: &Matrix, eps: f64) -> Vec<f64> {
@@ -44,7 +47,10 @@ fn naive_logits(config: &Config, params: &Params, ids: &[i64]) -> Matrix {
     let mut x: Matrix = ids.iter().map(|&id| embedding[id as usize].clone()).collect();
     for layer in 0..config.num_hidden_layers {
         let get = |name: &str| matrix(params, &format!("model.layers.{layer}.{name}.weight"));
-        let before: Matrix = x.iter().map(|x| norm(x, &get("input_layernorm"), config.rms_norm_eps)).collect();
+        let before: Matrix = x
+            .iter()
+            .map(|x| norm(x, &get("input_layernorm"), config.rms_norm_eps))
+            .collect();
         let mut q: Matrix = before.iter().map(|x| times(&get("self_attn.q_proj"), x)).collect();
         let mut k: Matrix = before.iter().map(|x| times(&get("self_attn.k_proj"), x)).collect();
         let v: Matrix = before.iter().map(|x| times(&get("self_attn.v_proj"), x)).collect();
@@ -77,13 +83,24 @@ fn naive_logits(config: &Config, params: &Params, ids: &[i64]) -> Matrix {
             x[t].iter_mut().zip(out).for_each(|(x, o)| *x += o);
         }
     }
-    let head = if config.tie_word_embeddings { embedding } else { matrix(params, "lm_head.weight") };
+    let head = if config.tie_word_embeddings {
+        embedding
+    } else {
+        matrix(params, "lm_head.weight")
+    };
     let last = matrix(params, "model.norm.weight");
-    x.iter().map(|x| times(&head, &norm(x, &last, config.rms_norm_eps))).collect()
+    x.iter()
+        .map(|x| times(&head, &norm(x, &last, config.rms_norm_eps)))
+        .collect()
 }
 
 fn logits(decoder: &Decoder, ids: &Tensor) -> Tensor {
-    no_grad(|| decoder.hidden(ids).unwrap().linear(&decoder.output_embedding(), None::<&Tensor>))
+    no_grad(|| {
+        decoder
+            .hidden(ids)
+            .unwrap()
+            .linear(&decoder.output_embedding(), None::<&Tensor>)
+    })
 }
 
 #[test]
@@ -91,7 +108,10 @@ fn logits_equal_the_naive_forward_pass() {
     tch::set_num_threads(1);
     let mut checked = 0;
     for (i, (heads, kv_heads, head_dim, layers, tied)) in shapes().into_iter().enumerate() {
-        let config = Config { tie_word_embeddings: tied, ..config(heads, kv_heads, head_dim, layers) };
+        let config = Config {
+            tie_word_embeddings: tied,
+            ..config(heads, kv_heads, head_dim, layers)
+        };
         let decoder = decoder(&config, i as u64, Kind::Double);
         let (rows, width) = (2, 9);
         let ids = random_ids(rows * width, config.vocab_size, i as u64);
@@ -99,7 +119,11 @@ fn logits_equal_the_naive_forward_pass() {
         for (row, ids) in ids.chunks(width).enumerate() {
             let expected: Vec<f64> = naive_logits(&config, decoder.params(), ids).concat();
             let found = Vec::<f64>::try_from(found.get(row as i64).reshape([-1])).unwrap();
-            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let worst = found
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f64::max);
             let scale = expected.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
             assert!(scale > 0.1 && worst < 1e-9, "{config:?}: {worst:e} of {scale}");
             checked += 1;
@@ -134,7 +158,11 @@ fn gradients_equal_finite_differences() {
     let config = config(4, 2, 4, 2);
     let decoder = decoder(&config, 5, Kind::Double);
     let ids = Tensor::from_slice(&random_ids(14, config.vocab_size, 1)).view([2, 7]);
-    let weights = Tensor::from_slice(&random_ids(14 * 16, 100, 2)).to_kind(Kind::Double).view([2, 7, 16]) / 50.0 - 1.0;
+    let weights = Tensor::from_slice(&random_ids(14 * 16, 100, 2))
+        .to_kind(Kind::Double)
+        .view([2, 7, 16])
+        / 50.0
+        - 1.0;
     let loss = || (decoder.hidden(&ids).unwrap() * &weights).sum(Kind::Double);
     loss().backward();
     let mut checked = 0;
@@ -150,12 +178,20 @@ fn gradients_equal_finite_differences() {
         let h = 1e-5;
         let difference = (moved(h) - moved(-2.0 * h)) / (2.0 * h);
         let _ = moved(h);
-        assert!((slope - difference).abs() < 1e-5 * (1.0 + slope.abs()), "{name}: {slope} {difference}");
+        assert!(
+            (slope - difference).abs() < 1e-5 * (1.0 + slope.abs()),
+            "{name}: {slope} {difference}"
+        );
         checked += 1;
     }
     assert_eq!(checked, 2 + 9 * 2);
     decoder.params().zero_grad().unwrap();
-    assert!(decoder.params().iter().all(|(_, t)| t.grad().abs().max().double_value(&[]) == 0.0));
+    assert!(
+        decoder
+            .params()
+            .iter()
+            .all(|(_, t)| t.grad().abs().max().double_value(&[]) == 0.0)
+    );
 }
 
 #[test]
@@ -169,7 +205,10 @@ fn input_that_does_not_fit_is_an_error() {
         (Tensor::zeros([0, 3], int), "non-empty"),
         (Tensor::zeros([1, 3], (Kind::Float, tch::Device::Cpu)), "Int64"),
         (Tensor::zeros([1, long], int), "sequence length"),
-        (Tensor::from_slice(&[0_i64, config.vocab_size as i64]).view([1, 2]), "token id"),
+        (
+            Tensor::from_slice(&[0_i64, config.vocab_size as i64]).view([1, 2]),
+            "token id",
+        ),
         (Tensor::from_slice(&[-1_i64, 0]).view([1, 2]), "token id"),
     ];
     for (ids, word) in bad {

@@ -1,4 +1,5 @@
 //! Small models and inputs that the tests share.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use rand::{Rng, SeedableRng};
@@ -27,7 +28,11 @@ pub(crate) fn config(heads: usize, kv_heads: usize, head_dim: usize, layers: usi
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
     };
-    Config { initializer_range: 0.5, rope_theta: 100.0, ..Config::new(&size, 31, 64) }
+    Config {
+        initializer_range: 0.5,
+        rope_theta: 100.0,
+        ..Config::new(&size, 31, 64)
+    }
 }
 
 pub(crate) fn decoder(config: &Config, seed: u64, kind: Kind) -> Decoder {
