@@ -13,6 +13,8 @@ const ALL: Needs = Needs {
     target_logit: true,
 };
 
+const ALL_OF_THREE: Needs = Needs { top_k: 3, ..ALL };
+
 /// Some scalar that uses every stat of every row, with other weights everywhere.
 fn scalar(stats: &TokenStats, seed: u64) -> Tensor {
     let mut weights = Numbers::new(seed);
@@ -97,8 +99,7 @@ fn narrow_kinds_sum_in_f32() {
             },
         )
         .unwrap();
-        let stats = op.with_chunk_rows(4);
-        let op = stats;
+        let op = op.with_chunk_rows(4);
         let stats = op.forward().unwrap();
         assert_eq!(stats.logp.kind(), Kind::Float);
         (stats.logp.sum(Kind::Float) - stats.log1m_p.as_ref().unwrap().sum(Kind::Float)).backward();
@@ -137,6 +138,22 @@ fn the_gradient_of_log1m_p_is_exact_at_both_ends_in_f32() {
             close(gradient[0], -p) && close(gradient[1], p / 3.0),
             "{lead}: {gradient:?} is not {p}"
         );
+    }
+}
+
+/// Beside logits of thousands a log-probability of a tenth must not drown in their rounding.
+#[test]
+fn logp_does_not_lose_what_is_small_beside_large_logits() {
+    let logits = Tensor::from_slice(&[8192.0f32, 8190.0, 8192.0]).view([1, 3]);
+    let identity = Tensor::eye(3, (Kind::Float, Device::Cpu));
+    for (target, exact) in [
+        (0i64, -(1.0 + (-2f64).exp() + 1.0).ln()),
+        (1, -(1.0 + 2.0 * 2f64.exp()).ln()),
+    ] {
+        let op = TokenOp::new(&logits, &identity, &Tensor::from_slice(&[target]), &ALL_OF_THREE).unwrap();
+        let stats = op.forward().unwrap();
+        assert!((numbers(&stats.logp)[0] / exact - 1.0).abs() < 1e-6);
+        assert!((numbers(stats.log1m_p.as_ref().unwrap())[0] / (1.0 - exact.exp()).ln() - 1.0).abs() < 1e-6);
     }
 }
 

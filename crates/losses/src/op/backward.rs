@@ -100,11 +100,16 @@ impl TokenOp {
         let hidden = self.hidden.detach();
         for start in (0..n_used).step_by(self.chunk_rows as usize) {
             let rows = used.f_narrow(0, start, self.chunk_rows.min(n_used - start))?;
-            let state = hidden.f_index_select(0, &rows)?;
-            let target = self.targets.f_index_select(0, &rows)?.f_unsqueeze(1)?;
-            let weight = weights.f_index_select(0, &rows)?.f_unsqueeze(1)?;
+            // Where all rows of the op are used there is nothing to copy.
+            let pick = |t: &Tensor| match rows.size()[0] == self.n_rows() {
+                true => Ok(t.shallow_clone()),
+                false => t.f_index_select(0, &rows),
+            };
+            let state = pick(&hidden)?;
+            let target = pick(&self.targets)?.f_unsqueeze(1)?;
+            let weight = pick(weights)?.f_unsqueeze(1)?;
             let logits = match self.kept.borrow().as_ref() {
-                Some(kept) => kept.f_index_select(0, &rows)?,
+                Some(kept) => pick(kept)?,
                 None => self.logits(&state)?,
             };
             let dlogits = match of {
@@ -114,7 +119,7 @@ impl TokenOp {
                     d
                 }
                 Dense::Log1mP => {
-                    let p = stats.logp.f_index_select(0, &rows)?.f_exp()?.f_unsqueeze(1)?;
+                    let p = pick(&stats.logp)?.f_exp()?.f_unsqueeze(1)?;
                     let share = weight.f_mul(&p)?;
                     let mut d = logits
                         .f_scatter_value(1, &target, f64::NEG_INFINITY)?

@@ -68,3 +68,62 @@ pub fn pointwise(logit: &Tensor, target: &Tensor) -> Result<Tensor> {
         .f_mul(&target.f_neg()?.f_add_scalar(1.0)?)?
         .f_sub(&logit.f_log_sigmoid()?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn equals_the_definition_in_value_and_gradient() {
+        let (x, t) = ([-3.0f64, -0.5, 0.0, 0.7, 4.0], [0.0, 1.0, 0.3, 0.0, 1.0]);
+        let logit = Tensor::from_slice(&x).set_requires_grad(true);
+        let loss = pointwise(&logit, &Tensor::from_slice(&t)).unwrap();
+        loss.sum(Kind::Double).backward();
+        let (values, slopes) = (
+            Vec::<f64>::try_from(&loss).unwrap(),
+            Vec::<f64>::try_from(logit.grad()).unwrap(),
+        );
+        for (at, (x, t)) in x.into_iter().zip(t).enumerate() {
+            let p = 1.0 / (1.0 + (-x).exp());
+            assert!((values[at] + t * p.ln() + (1.0 - t) * (1.0 - p).ln()).abs() < 1e-12);
+            assert!((slopes[at] - (p - t)).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for kind in [Kind::Float, Kind::Double] {
+            let logit = Tensor::from_slice(&[1e4f64, -1e4, 1e4, -1e4])
+                .to_kind(kind)
+                .set_requires_grad(true);
+            let loss = pointwise(&logit, &Tensor::from_slice(&[1i64, 1, 0, 0])).unwrap();
+            loss.sum(kind).backward();
+            let close = |ours: &Tensor, exact: &[f64]| {
+                let ours = Vec::<f64>::try_from(ours.to_kind(Kind::Double)).unwrap();
+                ours.iter().zip(exact).all(|(a, b)| (a - b).abs() < 1e-9)
+            };
+            assert!(close(&loss, &[0.0, 1e4, 1e4, 0.0]) && close(&logit.grad(), &[0.0, -1.0, 1.0, 0.0]));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let zeros = |n: i64| Tensor::zeros([n], (Kind::Float, Device::Cpu));
+        let text = |logit: &Tensor, target: &Tensor| pointwise(logit, target).unwrap_err().to_string();
+        assert_eq!(text(&zeros(0), &zeros(0)), "the batch of logits is empty");
+        assert_eq!(
+            text(&zeros(2), &zeros(3)),
+            "target: expected [2] on Cpu, as `logit`, got [3] on Cpu"
+        );
+        assert_eq!(
+            text(&zeros(2), &(zeros(2) - 1.0)),
+            "target: expected values in [0, 1], got values from -1 to -1"
+        );
+        assert_eq!(
+            text(&zeros(2).view([1, 2]), &zeros(2)),
+            "logit: expected [B], floating point, got [1, 2] of Float"
+        );
+    }
+}

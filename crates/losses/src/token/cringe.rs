@@ -33,7 +33,7 @@ use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats}
 ///
 /// **Differs from the paper**: no. It differs from the released code in two places that the paper does not want: no
 /// ignore index leaks into the contrast (there it silently drops the contrast on positives, or on negatives, depending on
-/// the padding id), and the excluded candidate gets probability 0 instead of a logit 1e10 lower, which is the
+/// the padding id), and the excluded candidate is taken out instead of getting a logit 1e10 lower, which is the
 /// same draw without overflow in half precision.
 ///
 /// ```
@@ -136,7 +136,7 @@ impl Cringe {
                 format!("{:?}", top.size()),
             ));
         }
-        let chosen = draw(top, &excluded(ids, &stats.targets)?, draws)?;
+        let chosen = draw(top, ids, &stats.targets, draws)?;
         let sampled = top.f_gather(1, &chosen, false)?.f_squeeze_dim(1)?;
         let sampled = if self.detach_positives {
             sampled.f_detach()?
@@ -151,35 +151,29 @@ impl Cringe {
     }
 }
 
-/// `[N, k+1]` which of the largest logits is no candidate: the target, or the last where the target is not among them.
-fn excluded(ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let is_target = ids.f_eq_tensor(&targets.f_unsqueeze(1)?)?;
-    let missing = is_target.f_any_dim(1, true)?.f_logical_not()?;
-    let last = ids.f_zeros_like()?.f_index_fill(
-        1,
-        &Tensor::f_from_slice(&[ids.size()[1] - 1])?.f_to_device(ids.device())?,
-        1,
-    )?;
-    Ok(is_target.f_logical_or(&last.f_to_kind(Kind::Bool)?.f_logical_and(&missing)?)?)
-}
-
-/// `[N, 1]` the candidate that each draw picks: inverse distribution function of the softmax over the logits that are
-/// not excluded, in `f64`.
+/// `[N, 1]` the place among the `k + 1` largest logits that each draw picks: inverse distribution function of the
+/// softmax over the `k` candidates, in `f64`.
 ///
-/// The excluded one has probability 0, so the distribution function does not grow there: the first place where it
-/// exceeds the draw is never that one. Rounding can push a draw near 1 past the end; it then takes the first place
-/// where the function reaches its end, which has a positive probability too.
-fn draw(top: &Tensor, excluded: &Tensor, draws: &Tensor) -> Result<Tensor> {
+/// The one that is no candidate, the target or else the last, is taken out of the row before the draw, so no rounding can
+/// pick it. A draw below 1 times the function's end rounds to below that end: there is always a place that exceeds it.
+fn draw(top: &Tensor, ids: &Tensor, targets: &Tensor, draws: &Tensor) -> Result<Tensor> {
+    let k = ids.size()[1] - 1;
+    let places = Tensor::f_arange(k + 1, (Kind::Int64, ids.device()))?.f_unsqueeze(0)?;
+    let is_target = ids.f_eq_tensor(&targets.f_unsqueeze(1)?)?;
+    let out = places
+        .f_where_scalarother(&is_target, k)?
+        .f_amin([1i64].as_slice(), true)?;
+    let candidates = places.f_narrow(1, 0, k)?;
+    let candidates = candidates.f_add(&candidates.f_ge_tensor(&out)?.f_to_kind(Kind::Int64)?)?;
     let logits = top
         .f_detach()?
         .f_to_kind(Kind::Double)?
-        .f_masked_fill(excluded, f64::NEG_INFINITY)?;
+        .f_gather(1, &candidates, false)?;
     let reached = logits.f_softmax(-1, None)?.f_cumsum(-1, None)?;
-    let columns = reached.size()[1];
-    let end = reached.f_narrow(1, columns - 1, 1)?;
-    let count = |places: Tensor| places.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Int64);
-    let drawn = count(reached.f_le_tensor(&draws.f_to_kind(Kind::Double)?.f_mul(&end)?)?)?;
-    Ok(drawn.f_minimum(&count(reached.f_lt_tensor(&end)?)?)?)
+    let draws = draws.f_to_kind(Kind::Double)?.f_mul(&reached.f_narrow(1, k - 1, 1)?)?;
+    let passed = reached.f_le_tensor(&draws)?;
+    let drawn = passed.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Int64)?;
+    Ok(candidates.f_gather(1, &drawn, false)?)
 }
 
 /// Checks that there is one uniform draw per row.
@@ -316,5 +310,80 @@ impl TokenLoss for Cringe {
                 ..base
             },
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::TokenOp;
+
+    /// All settings of the switches against the definition, row by row, on one row of every kind. With `k` 1 the
+    /// contrasted token is the largest logit, or the second where that is the target.
+    #[test]
+    fn every_switch_changes_what_it_says_and_the_denominator_counts_rows_trained_by_either_part() {
+        let logits = [2.0f64, 1.0, 0.0, -1.0];
+        let log_sum = logits.iter().map(|z| z.exp()).sum::<f64>().ln();
+        let labels = [1i8, 1, 0, 0, -1, -1];
+        let ends = [false, true, false, true, false, true];
+        let targets = [0i64, 1, 2, 0, 3, 0];
+        let mut tried = 0;
+        for switches in 0..16 {
+            let on = |bit: i32| switches >> bit & 1 == 1;
+            let loss = Cringe {
+                alpha: 0.7,
+                k: 1,
+                detach_positives: on(0),
+                contrast_on_positives: on(1),
+                ce_on_positives: on(2),
+                count_eos: on(3),
+            };
+            let (mut sum, mut trained, mut pushes) = (0.0, 0.0, Vec::new());
+            for ((label, end), target) in labels.into_iter().zip(ends).zip(targets) {
+                let (target, sampled) = (target as usize, usize::from(target == 0));
+                let likely = label == -1 || label == 1 && loss.ce_on_positives;
+                let contrasted = (label == 0 || label == 1 && loss.contrast_on_positives) && (loss.count_eos || !end);
+                let sign = if label == 1 { -1.0 } else { 1.0 };
+                let lead: f64 = sign * (logits[target] - logits[sampled]);
+                sum += f64::from(u8::from(likely)) * (log_sum - logits[target]);
+                sum += f64::from(u8::from(contrasted)) * loss.alpha * lead.exp().ln_1p();
+                trained += f64::from(u8::from(likely || contrasted));
+                let push = f64::from(u8::from(contrasted)) * loss.alpha * sign / (1.0 + (-lead).exp());
+                pushes.push((push, if loss.detach_positives { 0.0 } else { -push }));
+            }
+
+            let rows = TokenRows::new(&[0, 1, 2, 3, 4, 5], &ends, &labels, Device::Cpu).unwrap();
+            let states = Tensor::from_slice(&logits).view([1, 4]).repeat([6, 1]);
+            let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+            let op = TokenOp::new(&states, &identity, &Tensor::from_slice(&targets), &loss.needs()).unwrap();
+            let (stats, counts) = (op.forward().unwrap(), TokenCounts::of(&rows).unwrap());
+            let draws = Tensor::zeros([6, 1], (Kind::Double, Device::Cpu));
+            let value = loss.evaluate(&stats, &rows, &counts, Some(&draws)).unwrap();
+            value.total.backward();
+
+            assert!((loss.rows_trained(&counts) - trained).abs() < 1e-12, "{loss:?}");
+            assert!(
+                (value.total.double_value(&[]) - sum / trained).abs() < 1e-12,
+                "{loss:?}"
+            );
+            let down = stats.target_logit.as_ref().unwrap().grad();
+            for (row, (target, sampled)) in pushes.into_iter().enumerate() {
+                assert!(
+                    (down.double_value(&[row as i64]) - target / trained).abs() < 1e-12,
+                    "{loss:?} row {row}"
+                );
+                let top = stats.top_logits.as_ref().unwrap().grad();
+                let up = if top.defined() {
+                    top.get(row as i64).sum(Kind::Double).double_value(&[])
+                } else {
+                    0.0
+                };
+                assert!((up - sampled / trained).abs() < 1e-12, "{loss:?} row {row}");
+            }
+            tried += 1;
+        }
+        assert_eq!(tried, 16);
     }
 }
