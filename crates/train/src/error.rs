@@ -48,7 +48,7 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] unsay_model::Error),
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", .0.to_string().lines().next().unwrap_or_default())]
     Torch(#[from] tch::TchError),
 }
 

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
 use unsay_data::Mixture;
 
 use crate::checkpoint::{Best, RunFolder};
 use crate::error::{Error, Result};
 use crate::examples::{Place, hex};
-use crate::objective::{Draws, LogicalBatch, Objective, Outcome};
+use crate::objective::{Draws, LogicalBatch, Objective};
 use crate::optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
+use crate::reading::{NotFinite, Reading};
 use crate::record::{Metrics, StepRecord, read_steps};
 use crate::settings::Settings;
 
@@ -158,17 +158,15 @@ impl<O: Objective> Fit<O> {
         };
         let outcome = self.objective.run(&batch)?;
         let norm = grad_norm(self.objective.params().iter())?;
-        let mut metrics = self.read(&outcome, Some(&norm), &batch, update + 1, "")?;
+        let reading = Reading::new(&outcome, Some(&norm))?;
+        self.check(&reading, &batch, update + 1, "")?;
         let params = || self.objective.params().iter();
-        if let Some(max_norm) = self.settings.clip {
-            let norm = metrics
-                .iter()
-                .find(|(name, _)| name == GRAD_NORM)
-                .map_or(0.0, |&(_, value)| value);
+        if let (Some(max_norm), Some(norm)) = (self.settings.clip, reading.grad_norm) {
             scale_gradients(params(), norm, max_norm)?;
         }
         let lr = self.settings.learning_rate(update);
         self.optimizer.step(params(), lr)?;
+        let mut metrics = reading.into_metrics();
         metrics.push(("learning_rate".to_owned(), lr));
         Ok(metrics)
     }
@@ -186,74 +184,32 @@ impl<O: Objective> Fit<O> {
             train: false,
         };
         let outcome = self.objective.run(&batch)?;
-        let metrics = self.read(&outcome, None, &batch, self.step, "validation ")?;
-        let loss = metrics[0].1;
+        let reading = Reading::new(&outcome, None)?;
+        self.check(&reading, &batch, self.step, "validation ")?;
+        let loss = reading.loss;
         if self.best.as_ref().is_none_or(|best| loss < best.loss) {
             let objective = &self.objective;
             self.folder.save_best(self.step, |folder| objective.save(folder))?;
             self.best = Some(Best { step: self.step, loss });
         }
-        Ok(metrics)
+        Ok(reading.into_metrics())
     }
 
-    /// Reads everything that came out of a batch in one transfer and refuses what is not finite. The loss is first.
-    fn read(
-        &self,
-        outcome: &Outcome,
-        norm: Option<&Tensor>,
-        batch: &LogicalBatch,
-        step: u64,
-        what: &str,
-    ) -> Result<Metrics> {
-        let mut named = vec![("loss", &outcome.loss)];
-        named.extend(
-            outcome
-                .terms
-                .iter()
-                .chain(&outcome.metrics)
-                .map(|(name, value)| (*name, value)),
-        );
-        named.extend(norm.map(|norm| (GRAD_NORM, norm)));
-        let scalars: Vec<&Tensor> = named.iter().map(|(_, value)| *value).collect();
-        let all = Tensor::f_cat(&[&Tensor::f_stack(&scalars, 0)?, &outcome.per_example], 0)?;
-        let all = all.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?;
-        let mut values = vec![0.0_f64; all.numel()];
-        all.f_copy_data(&mut values, all.numel())?;
-        let (values, per_example) = values.split_at(named.len());
-        // A term says more than the loss, which comes last here.
-        let specific = named.iter().zip(values).skip(1).chain(named.iter().zip(values).take(1));
-        let broken = specific
-            .into_iter()
-            .find(|(_, value)| !value.is_finite())
-            .map(|((name, _), _)| *name);
-        let any_example = per_example.iter().any(|value| !value.is_finite());
-        if broken.is_some() || any_example {
-            let culprits = batch
-                .places
-                .iter()
-                .zip(per_example)
-                .filter(|(_, value)| !any_example || !value.is_finite());
-            let examples = culprits
-                .map(|(&place, _)| self.objective.examples().name(place))
-                .collect();
-            let mut term = format!("{what}{}", broken.unwrap_or("per-example loss"));
-            if broken == Some(GRAD_NORM) {
-                let params = non_finite_gradients(self.objective.params().iter())?;
-                term = params.first().map_or(term, |name| format!("gradient of {name}"));
-            }
-            return Err(Error::NonFinite { step, term, examples });
+    /// Refuses what is not finite, before it reaches the weights.
+    fn check(&self, reading: &Reading, batch: &LogicalBatch, step: u64, what: &str) -> Result<()> {
+        let Some(NotFinite { term, positions }) = reading.not_finite() else {
+            return Ok(());
+        };
+        let name = |&position: &usize| self.objective.examples().name(batch.places[position]);
+        let examples = positions.iter().map(name).collect();
+        let mut term = format!("{what}{term}");
+        if term == "grad_norm" {
+            let params = non_finite_gradients(self.objective.params().iter())?;
+            term = params.first().map_or(term, |name| format!("gradient of {name}"));
         }
-        let metrics = named
-            .iter()
-            .zip(values)
-            .map(|((name, _), &value)| ((*name).to_owned(), value));
-        Ok(metrics
-            .chain(outcome.counts.iter().map(|&(name, n)| (name.to_owned(), n)))
-            .collect())
+        Err(Error::NonFinite { step, term, examples })
     }
 }
-
-const GRAD_NORM: &str = "grad_norm";
 
 impl<O: Objective> Iterator for Fit<O> {
     type Item = Result<StepRecord>;

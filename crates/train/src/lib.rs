@@ -17,6 +17,7 @@ mod fit;
 mod language;
 mod objective;
 mod optim;
+mod reading;
 mod record;
 mod schedule;
 mod settings;
