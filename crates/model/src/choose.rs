@@ -17,8 +17,8 @@ pub(crate) struct Bans {
     pub(crate) single: Vec<(i64, i64)>,
 }
 
-/// Chosen tokens [R, 1] and their log-probs [R] under the unfiltered model, given logits [R, V] and, unless
-/// greedy, one uniform draw per row [R] (Double).
+/// Chosen tokens [R, 1] and their log-probs `[R]` under the unfiltered model, given logits [R, V] and, unless
+/// greedy, one uniform draw per row `[R]` (Double).
 pub(crate) fn choose(logits: &Tensor, sampling: &Sampling, bans: &Bans, uniforms: &Tensor) -> Result<(Tensor, Tensor)> {
     let scores = banned(logits, bans)?;
     let ids = if sampling.greedy {

@@ -71,7 +71,7 @@ impl SequenceClassifier {
         self.trunk.device()
     }
 
-    /// Logits [B] of right-padded ids [B, T] (Int64) whose rows hold lengths [B] (Int64) real tokens.
+    /// Logits `[B]` of right-padded ids [B, T] (Int64) whose rows hold lengths `[B]` (Int64) real tokens.
     pub fn logits(&self, ids: &Tensor, lengths: &Tensor) -> Result<Tensor> {
         let (rows, width) = match ids.size().as_slice() {
             &[rows, width] => (rows, width),

@@ -213,7 +213,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    /// The next token of each row, [R, 1], and its log-prob, [R].
+    /// The next token of each row, [R, 1], and its log-prob, `[R]`.
     fn choose(
         &self,
         out: &[Generated],

@@ -8,7 +8,7 @@ use crate::{Decoder, Error, Result};
 /// Logits held at once; about 4 MB in f32.
 const CHUNK: i64 = 1 << 20;
 
-/// Log-probabilities [N] of targets [N] (Int64) given final states [N, D]: the log-softmax over the whole
+/// Log-probabilities `[N]` of targets `[N]` (Int64) given final states [N, D]: the log-softmax over the whole
 /// vocabulary at temperature 1, in f32 (f64 for f64 weights), a chunk of rows at a time and without gradients.
 pub fn logps(decoder: &Decoder, hidden_rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let dim = decoder.config().hidden_size as i64;
@@ -60,7 +60,7 @@ pub(crate) fn wide(logits: Tensor) -> Result<Tensor> {
     }
 }
 
-/// Log-softmax of logits [N, V] at targets [N, 1] → [N].
+/// Log-softmax of logits [N, V] at targets [N, 1] → `[N]`.
 pub(crate) fn chosen_logps(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let total = logits.f_logsumexp([-1], false)?;
     Ok(logits.f_gather(-1, targets, false)?.f_squeeze_dim(-1)?.f_sub(&total)?)
