@@ -1,0 +1,62 @@
+//! `unsay list`.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use unsay_losses::{Loss, TokenLoss};
+
+use crate::cli::{ListArgs, print};
+use crate::manifest::Manifest;
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum What {
+    /// Objectives for `arms.NAME.train.loss`
+    Losses,
+    /// Measures for `evaluate.measures`
+    Measures,
+    /// Datasets for `data.ROLE.catalog.name`
+    Datasets,
+    /// The manifests in `experiments/`
+    Experiments,
+}
+
+/// Lists.
+pub fn list(args: &ListArgs) -> Result<ExitCode> {
+    let mut out = String::new();
+    match args.what {
+        What::Losses => {
+            for name in Loss::NAMES {
+                if let Some(loss) = Loss::samples().iter().find(|l| l.name() == *name) {
+                    let _ = writeln!(out, "{name:<16} {}", loss.summary());
+                }
+            }
+        }
+        What::Measures => {
+            for e in unsay_eval::registry() {
+                let series: Vec<&str> = e.series.iter().chain(e.corpus).map(|s| s.name).collect();
+                let _ = writeln!(out, "{:<12} {}\n{:<12} gives: {}", e.name, e.summary, "", series.join(", "));
+            }
+        }
+        What::Datasets => {
+            for d in unsay_data::catalog::list() {
+                let _ = writeln!(out, "{:<12} {}\n{:<12} licence {}, source {}", d.name, d.what, "", d.licence, d.source);
+            }
+        }
+        What::Experiments => {
+            let mut files: Vec<_> = std::fs::read_dir("experiments")?.filter_map(Result::ok).map(|e| e.path()).collect();
+            files.retain(|f| f.extension().is_some_and(|e| e == "yaml"));
+            files.sort();
+            for file in files {
+                let manifest = Manifest::read(&file)?;
+                let profiles: Vec<&str> = manifest.profiles().collect();
+                let (_, question) = manifest.resolve(None, &[])?;
+                let _ = writeln!(out, "{:<36} {}\n{:<36} profiles: {}", file.display(), question.question, "", profiles.join(", "));
+            }
+        }
+    }
+    print(&out)?;
+    Ok(ExitCode::SUCCESS)
+}

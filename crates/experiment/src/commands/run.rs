@@ -1,0 +1,47 @@
+//! `unsay run`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::{Prepared, Usage, prepare};
+use crate::cli::{RunArgs, print};
+use crate::results;
+use crate::run::{self, Ended, stop::Stop};
+use crate::store::Store;
+
+/// Runs what is missing, then writes the results.
+pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    let p = prepare(&args.question)?;
+    let folder = results_folder(args, &p)?;
+    let stop = Stop::on_signals()?;
+    let store = Store::open(&args.question.runs.join("store"))?;
+    let begun = Instant::now();
+    let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    match run::run(&p.plan, &store, workers, &stop)? {
+        Ended::Complete => {
+            let overrides: Vec<String> = args.question.set.iter().map(|o| o.text.clone()).collect();
+            results::write(&p, &store, &folder, &overrides)?;
+            print(&format!(
+                "{} steps in {:.0} s; results: {}\n",
+                p.plan.steps.len(), begun.elapsed().as_secs_f64(), folder.join("README.md").display()
+            ))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::Stopped => {
+            print("stopped; everything so far is saved. To go on, give the same command again.\n")?;
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+/// `results/NAME/PROFILE`, or what the user says; with overrides the user has to say.
+fn results_folder(args: &RunArgs, p: &Prepared) -> Result<PathBuf> {
+    match &args.results {
+        Some(folder) => Ok(folder.clone()),
+        None if args.question.set.is_empty() => Ok(PathBuf::from("results").join(&p.question.name).join(&p.profile)),
+        None => Err(Usage("with --set, say where the results go: --results FOLDER (those of the manifest as it stands are kept)".into()).into()),
+    }
+}

@@ -1,0 +1,233 @@
+//! Checks across fields, and the ranges that the owning types know. Nothing here runs anything.
+
+use std::collections::HashSet;
+
+use unsay_losses::TokenLoss;
+
+use super::located::Path;
+use super::problem::{Problem, nearest};
+use super::question::{Arm, JudgeName, Part, Question, Source};
+
+fn path(text: &str) -> Path {
+    text.split('.').map(str::to_owned).collect()
+}
+
+/// All problems of a decoded question.
+pub fn check(q: &Question) -> Vec<Problem> {
+    let mut out = Vec::new();
+    name(q, &mut out);
+    seeds(q, &mut out);
+    data(q, &mut out);
+    shape(q, &mut out);
+    trainings(q, &mut out);
+    arms(q, &mut out);
+    evaluation(q, &mut out);
+    out
+}
+
+fn name(q: &Question, out: &mut Vec<Problem>) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if q.name.is_empty() || !q.name.chars().all(plain) {
+        out.push(Problem::value(path("name"), format!("`{}` is not a folder name of letters, digits, `_` and `-`", q.name)));
+    }
+}
+
+fn seeds(q: &Question, out: &mut Vec<Problem>) {
+    let mut seen = HashSet::new();
+    if q.seeds.is_empty() {
+        out.push(Problem::value(path("seeds"), "at least one seed is needed"));
+    }
+    for (i, seed) in q.seeds.iter().enumerate() {
+        if !seen.insert(seed) {
+            out.push(Problem::value(path(&format!("seeds.{i}")), format!("seed {seed} is given twice")));
+        }
+    }
+}
+
+fn data(q: &Question, out: &mut Vec<Problem>) {
+    let roles = [("pretraining", &q.data.pretraining), ("feedback", &q.data.feedback), ("dialogue", &q.data.dialogue)];
+    for (role, source) in roles {
+        let here = format!("data.{role}");
+        match source {
+            Source::Testbed { part, sizes, .. } => {
+                let wanted = match role {
+                    "pretraining" => Part::Pretraining,
+                    "feedback" => Part::Feedback,
+                    _ => Part::Dialogue,
+                };
+                if *part != wanted {
+                    out.push(Problem::value(path(&format!("{here}.testbed.part")), format!("the part for `{role}` is `{wanted:?}`").to_lowercase()));
+                }
+                for (key, n) in [("train", sizes.train), ("valid", sizes.valid), ("test", sizes.test)] {
+                    if n == 0 || n > 10_000_000 {
+                        out.push(Problem::value(path(&format!("{here}.testbed.sizes.{key}")), format!("wanted 1 to 10000000 examples, got {n}")));
+                    }
+                }
+            }
+            Source::Catalog { name, .. } => {
+                let known: Vec<&str> = unsay_data::catalog::list().iter().map(|d| d.name).collect();
+                if !known.contains(&name.as_str()) {
+                    let p = Problem::value(path(&format!("{here}.catalog.name")), format!("no dataset `{name}` in the catalog"));
+                    let hint = nearest(name, known.iter().copied()).map_or(format!("known: {}", known.join(", ")), |k| format!("did you mean `{k}`?"));
+                    out.push(p.hint(hint));
+                }
+            }
+            Source::Files(files) => {
+                if let Some(Err(e)) = files.columns.as_ref().map(unsay_data::Columns::check) {
+                    out.push(Problem::value(path(&format!("{here}.files.columns")), e.to_string()));
+                }
+                for (key, file) in [("train", &files.train), ("valid", &files.valid), ("test", &files.test)] {
+                    if !file.is_file() {
+                        out.push(Problem::value(path(&format!("{here}.files.{key}")), format!("no file `{}`", file.display())));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn shape(q: &Question, out: &mut Vec<Problem>) {
+    let m = &q.model;
+    for (key, v, max) in [
+        ("hidden_size", m.hidden_size, 1 << 16),
+        ("intermediate_size", m.intermediate_size, 1 << 18),
+        ("num_hidden_layers", m.num_hidden_layers, 1 << 10),
+        ("num_attention_heads", m.num_attention_heads, 1 << 10),
+        ("num_key_value_heads", m.num_key_value_heads, 1 << 10),
+    ] {
+        if v < 1 || v > max {
+            out.push(Problem::value(path(&format!("model.{key}")), format!("wanted 1 to {max}, got {v}")));
+        }
+    }
+    let (h, a, k) = (m.hidden_size, m.num_attention_heads.max(1), m.num_key_value_heads.max(1));
+    if h % a != 0 || (h / a) % 2 != 0 {
+        out.push(Problem::value(path("model.num_attention_heads"), format!("{a} heads do not divide a width of {h} into even parts")));
+    }
+    if a % k != 0 {
+        out.push(Problem::value(path("model.num_key_value_heads"), format!("{k} key and value heads do not divide {a} query heads")));
+    }
+    if q.tokenizer.vocab_size < 260 || q.tokenizer.vocab_size > 1 << 20 {
+        out.push(Problem::value(path("tokenizer.vocab_size"), format!("wanted 260 (256 bytes, 4 specials) to {}, got {}", 1 << 20, q.tokenizer.vocab_size)));
+    }
+    for (key, v) in [("max_prompt", q.limits.max_prompt), ("max_completion", q.limits.max_completion)] {
+        if !(2..=1 << 16).contains(&v) {
+            out.push(Problem::value(path(&format!("limits.{key}")), format!("wanted 2 to {} tokens, got {v}", 1 << 16)));
+        }
+    }
+    for (key, v) in [("max_cut_share", q.limits.max_cut_share), ("max_dropped_share", q.limits.max_dropped_share)] {
+        if !(0.0..=1.0).contains(&v) {
+            out.push(Problem::value(path(&format!("limits.{key}")), format!("wanted a share from 0 to 1, got {v}")));
+        }
+    }
+}
+
+fn trainings(q: &Question, out: &mut Vec<Problem>) {
+    let blocks = [("pretrain", &q.pretrain.train), ("classifiers", &q.classifiers.train), ("finetune", &q.finetune.train)];
+    for (block, settings) in blocks {
+        for (field, message) in settings.check() {
+            out.push(Problem::value(path(&format!("{block}.train.{field}")), message));
+        }
+    }
+    if !(1..=1024).contains(&q.pretrain.threads) {
+        out.push(Problem::value(path("pretrain.threads"), format!("wanted 1 to 1024 threads, got {}", q.pretrain.threads)));
+    }
+    let m = &q.finetune.mixture;
+    for (key, w, min) in [("dialogue", m.dialogue, 0.0), ("feedback", m.feedback, f64::MIN_POSITIVE), ("own", m.own, f64::MIN_POSITIVE)] {
+        if !(w >= min && w.is_finite()) {
+            let wanted = if min > 0.0 { "above 0" } else { "from 0" };
+            out.push(Problem::value(path(&format!("finetune.mixture.{key}")), format!("wanted a weight {wanted}, got {w}")));
+        }
+    }
+}
+
+fn arms(q: &Question, out: &mut Vec<Problem>) {
+    if q.arms.is_empty() {
+        out.push(Problem::value(path("arms"), "at least one arm is needed"));
+    }
+    for (arm, what) in &q.arms {
+        let (kind, loss) = match what {
+            Arm::Pretrained {} => continue,
+            Arm::Train { loss } => ("train", loss),
+            Arm::Iterate { loss, iterations } => {
+                if !(2..=20).contains(iterations) {
+                    out.push(Problem::value(path(&format!("arms.{arm}.iterate.iterations")), format!("wanted 2 to 20 iterations, got {iterations}")));
+                }
+                if q.iterate.is_none() {
+                    out.push(Problem::key(path(&format!("arms.{arm}.iterate")), "an iterative arm needs the block `iterate`").hint("see docs/manifest.md"));
+                }
+                ("iterate", loss)
+            }
+        };
+        for problem in loss.problems() {
+            let parameter = match &problem {
+                unsay_losses::Error::Range { name, .. } => *name,
+                _ => loss.name(),
+            };
+            out.push(Problem::value(path(&format!("arms.{arm}.{kind}.loss.{parameter}")), problem.to_string()));
+        }
+    }
+    let Some(it) = &q.iterate else { return };
+    for (key, n) in [("prompts", it.prompts), ("per_prompt", it.per_prompt), ("max_copies", it.max_copies)] {
+        if n == 0 {
+            out.push(Problem::value(path(&format!("iterate.{key}")), "wanted at least 1, got 0"));
+        }
+    }
+    sampling(&it.sampling, "iterate.sampling", q, out);
+}
+
+fn evaluation(q: &Question, out: &mut Vec<Problem>) {
+    let e = &q.evaluate;
+    for (key, n) in [("prompts", e.prompts), ("dialogues", e.dialogues), ("replies", e.replies)] {
+        if n == 0 {
+            out.push(Problem::value(path(&format!("evaluate.{key}")), "wanted at least 1, got 0"));
+        }
+    }
+    sampling(&e.sampling, "evaluate.sampling", q, out);
+    sampling(&e.quality_sampling, "evaluate.quality_sampling", q, out);
+    for (i, name) in e.measures.iter().enumerate() {
+        let known = || unsay_eval::registry().iter().map(|e| e.name);
+        if unsay_eval::find(name).is_err() {
+            let p = Problem::value(path(&format!("evaluate.measures.{i}")), format!("no measure `{name}`"));
+            let all = || format!("known: {}", known().collect::<Vec<_>>().join(", "));
+            out.push(p.hint(nearest(name, known()).map_or_else(all, |k| format!("did you mean `{k}`?"))));
+        }
+    }
+    let testbed = matches!(q.data.feedback, Source::Testbed { .. });
+    for (i, judge) in e.judges.iter().enumerate() {
+        if *judge == JudgeName::Oracle && !testbed {
+            out.push(Problem::value(path(&format!("evaluate.judges.{i}")), "only the testbed has an oracle"));
+        }
+    }
+    if !q.arms.contains_key(&q.table.baseline) {
+        let p = Problem::value(path("table.baseline"), format!("no arm `{}`", q.table.baseline));
+        out.push(match nearest(&q.table.baseline, q.arms.keys().map(String::as_str)) {
+            Some(k) => p.hint(format!("did you mean `{k}`?")),
+            None => p,
+        });
+    }
+    let mut names = HashSet::new();
+    for (i, figure) in q.figures.iter().enumerate() {
+        if let Err(e) = figure.check() {
+            out.push(Problem::value(path(&format!("figures.{i}")), e.to_string()));
+        } else if !names.insert(figure.name()) {
+            out.push(Problem::value(path(&format!("figures.{i}")), format!("two figures are named `{}`", figure.name())));
+        }
+    }
+    for (i, prompt) in q.samples.iter().enumerate() {
+        if prompt.trim().is_empty() {
+            out.push(Problem::value(path(&format!("samples.{i}")), "the prompt is empty"));
+        }
+    }
+}
+
+fn sampling(s: &unsay_model::Sampling, here: &str, q: &Question, out: &mut Vec<Problem>) {
+    if let Err(e) = s.check() {
+        out.push(Problem::value(path(here), e.to_string()));
+    }
+    if s.max_new_tokens > q.limits.max_completion + 1 {
+        out.push(
+            Problem::value(path(&format!("{here}.max_new_tokens")), format!("longer than any completion the model is trained on ({} tokens)", q.limits.max_completion))
+                .hint("raise limits.max_completion or lower max_new_tokens"),
+        );
+    }
+}

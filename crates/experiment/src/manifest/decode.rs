@@ -1,0 +1,238 @@
+//! From a parsed value to a type, with *all* mistakes at once.
+//!
+//! serde stops at the first error. So the value is decoded again and again: each error is recorded with
+//! its path, the offending node is taken out (or, where a field is missing, stood in for), and what
+//! follows from that repair is kept quiet.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::located::Path;
+use super::problem::{Problem, nearest};
+
+/// Stands in for a missing field until one is found that its type takes.
+fn stand_ins() -> Vec<Value> {
+    vec![Value::from(1), Value::from("x"), Value::Bool(true), Value::Array(vec![]), Value::Object(Map::new())]
+}
+
+/// Decodes `value`; on mistakes gives all of them, and `T` too if the rest could still be decoded
+/// (so that ranges can be checked; `Decoded::doubtful` says which parts are stand-ins).
+pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
+    let mut out = Decoded { value: None, problems: Vec::new(), doubtful: Vec::new() };
+    // Every round removes or replaces at least one node, so the number of rounds is bounded by the size.
+    for _ in 0..10_000 {
+        let (path, message) = match attempt::<T>(&value) {
+            Ok(v) => {
+                out.value = Some(v);
+                break;
+            }
+            Err(e) => e,
+        };
+        let problem = describe(path, &message);
+        let misspelt = out.problems.iter().any(|p| p.misspells(&problem.path));
+        let quiet = misspelt || out.doubtful.iter().any(|d| problem.path.starts_with(d));
+        if !quiet {
+            out.problems.push(problem.clone());
+        }
+        if !repair::<T>(&mut value, &problem, &message, &mut out.doubtful) {
+            break;
+        }
+    }
+    out
+}
+
+/// What [`decode`] found.
+pub struct Decoded<T> {
+    /// The value, with stand-ins where `doubtful` says so.
+    pub value: Option<T>,
+    /// All mistakes, in the order they were met.
+    pub problems: Vec<Problem>,
+    /// Paths whose content was removed or stood in for.
+    pub doubtful: Vec<Path>,
+}
+
+fn attempt<T: DeserializeOwned>(value: &Value) -> Result<T, (Path, String)> {
+    serde_path_to_error::deserialize(value.clone()).map_err(|e| {
+        let path = e
+            .path()
+            .iter()
+            .filter_map(|s| match s {
+                serde_path_to_error::Segment::Seq { index } => Some(index.to_string()),
+                serde_path_to_error::Segment::Map { key } => Some(key.clone()),
+                serde_path_to_error::Segment::Enum { variant } => Some(variant.clone()),
+                serde_path_to_error::Segment::Unknown => None,
+            })
+            .collect();
+        (path, e.into_inner().to_string())
+    })
+}
+
+/// Words between back-ticks of `text`.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+fn describe(mut path: Path, message: &str) -> Problem {
+    let words = quoted(message);
+    let word = words.first().copied().unwrap_or_default();
+    let known = words.get(1..).unwrap_or_default();
+    let suggest = |p: Problem| match nearest(word, known.iter().copied()) {
+        Some(k) => p.hint(format!("did you mean `{k}`?")),
+        None if known.is_empty() => p,
+        None => p.hint(format!("known here: {}", known.join(", "))),
+    };
+    if message.starts_with("unknown field") {
+        if path.last().map(String::as_str) != Some(word) {
+            path.push(word.to_owned());
+        }
+        suggest(Problem::key(path, format!("unknown key `{word}`")))
+    } else if message.starts_with("unknown variant") {
+        if path.last().map(String::as_str) != Some(word) {
+            path.push(word.to_owned());
+        }
+        suggest(Problem::key(path, format!("unknown choice `{word}`")))
+    } else if message.starts_with("missing field") {
+        let inside = path.last().cloned();
+        path.push(word.to_owned());
+        let place = inside.map_or(String::new(), |p| format!(" in `{p}`"));
+        Problem::key(path, format!("missing key `{word}`{place}"))
+    } else {
+        let message = message.replace("expected f64", "expected a number");
+        Problem::value(path, message)
+    }
+}
+
+/// Changes `value` so that the next round can find the next mistake; false when nothing is left to do.
+fn repair<T: DeserializeOwned>(value: &mut Value, problem: &Problem, message: &str, doubtful: &mut Vec<Path>) -> bool {
+    let path = &problem.path;
+    if message.starts_with("missing field") && !doubtful.contains(path) {
+        doubtful.push(path.clone());
+        for candidate in stand_ins() {
+            if let Some(Value::Object(map)) = lookup(value, &path[..path.len() - 1]) {
+                map.insert(path[path.len() - 1].clone(), candidate);
+            }
+            match attempt::<T>(value) {
+                Err((at, text)) if describe(at.clone(), &text).path.starts_with(path) => {}
+                _ => return true,
+            }
+        }
+        remove(value, path);
+        return take_out(value, &path[..path.len() - 1], doubtful);
+    }
+    if lookup(value, path).is_some() {
+        return take_out(value, path, doubtful);
+    }
+    // The error stands at a node that is no longer there: its parent cannot be decoded without it.
+    let parent = &path[..path.len().saturating_sub(1)];
+    !path.is_empty() && take_out(value, parent, doubtful)
+}
+
+fn take_out(value: &mut Value, path: &[String], doubtful: &mut Vec<Path>) -> bool {
+    doubtful.push(path.to_vec());
+    !path.is_empty() && remove(value, path)
+}
+
+/// The node at `path`. Unit variants (`schedule: cosine`) appear in paths below their own key.
+pub fn lookup<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
+    let Some((first, rest)) = path.split_first() else { return Some(value) };
+    match value {
+        Value::Object(map) => lookup(map.get_mut(first)?, rest),
+        Value::Array(items) => lookup(items.get_mut(first.parse::<usize>().ok()?)?, rest),
+        _ => None,
+    }
+}
+
+fn remove(value: &mut Value, path: &[String]) -> bool {
+    let Some((last, parents)) = path.split_last() else { return false };
+    match lookup(value, parents) {
+        Some(Value::Object(map)) => map.shift_remove(last).is_some(),
+        Some(Value::Array(items)) => match last.parse::<usize>() {
+            Ok(i) if i < items.len() => {
+                items.remove(i);
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use serde_json::json;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only decoded")]
+    struct Top {
+        seeds: Vec<u64>,
+        arms: std::collections::BTreeMap<String, Arm>,
+        other: Inner,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "snake_case")]
+    #[allow(dead_code, reason = "only decoded")]
+    enum Arm {
+        Cringe(Inner),
+        Nll {},
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only decoded")]
+    struct Inner {
+        alpha: f64,
+        k: usize,
+        name: String,
+    }
+
+    fn messages(value: Value) -> Vec<String> {
+        decode::<Top>(value).problems.iter().map(|p| format!("{}: {}", p.path.join("."), p.message)).collect()
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once() {
+        let found = messages(json!({
+            "seeds": [0, "one", 2],
+            "arms": {
+                "a": { "cringe": { "alhpa": 1.0, "k": 5, "name": "n" } },
+                "b": { "cringee": { } },
+                "c": { "cringe": { "alpha": "high", "k": 5, "name": "n" } },
+            },
+            "other": { },
+            "sedes": [1],
+        }));
+        assert_eq!(
+            found,
+            [
+                "seeds.1: invalid type: string \"one\", expected u64",
+                "arms.a.cringe.alhpa: unknown key `alhpa`",
+                "arms.b.cringee: unknown choice `cringee`",
+                "arms.c.cringe.alpha: invalid type: string \"high\", expected a number",
+                "other.alpha: missing key `alpha` in `other`",
+                "other.k: missing key `k` in `other`",
+                "other.name: missing key `name` in `other`",
+                "sedes: unknown key `sedes`",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_sound_value_has_no_problems() {
+        let inner = json!({ "alpha": 1.0, "k": 5, "name": "n" });
+        let top = json!({ "seeds": [0], "arms": { "a": { "cringe": inner.clone() }, "b": { "nll": {} } }, "other": inner });
+        let decoded = decode::<Top>(top);
+        assert!(decoded.problems.is_empty());
+        assert!(decoded.value.is_some());
+    }
+
+    #[test]
+    fn anything_at_all_ends() {
+        for v in [json!(null), json!([]), json!({}), json!(3), json!({ "arms": 3 }), json!({ "arms": { "a": null } })] {
+            assert!(!decode::<Top>(v).problems.is_empty());
+        }
+    }
+}

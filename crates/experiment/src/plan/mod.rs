@@ -1,0 +1,218 @@
+//! The graph of steps that answers a question, and the identity of each step.
+//!
+//! A step's key is the hash of its settings, its seed, the keys of its inputs and the version of its code. So
+//! arms share what they have in common, a changed arm runs alone, and a killed run goes on where it was.
+
+pub mod build;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use unsay_data::Limits;
+use unsay_losses::Loss;
+use unsay_model::Size;
+use unsay_train::Settings;
+
+use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
+
+/// Raised when the code of any step changes what it writes.
+const VERSION: u32 = 1;
+
+/// What a step does, with everything resolved.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Brings one role's examples into the normal form.
+    Records {
+        /// `pretraining`, `feedback` or `dialogue`.
+        role: String,
+        /// Where they come from.
+        source: Source,
+        /// Hash of the content, or version of the generator.
+        fingerprint: String,
+    },
+    /// Trains the tokenizer on the training splits.
+    Tokenizer {
+        /// Entries.
+        vocab_size: usize,
+    },
+    /// Trains the base model.
+    Pretrain {
+        /// Its shape.
+        model: Size,
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// The training.
+        train: Settings,
+    },
+    /// Trains a classifier on one half of the labelled prompts.
+    Classifier {
+        /// A or B.
+        which: Which,
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// The training.
+        train: Settings,
+    },
+    /// Trains an arm.
+    Train {
+        /// The objective.
+        loss: Loss,
+        /// 1 for the first training.
+        iteration: u32,
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// How batches are mixed.
+        mixture: MixtureBlock,
+        /// The training.
+        train: Settings,
+    },
+    /// Generates replies to training prompts and labels them with classifier A.
+    Rollout {
+        /// The iteration whose model speaks.
+        iteration: u32,
+        /// How many, how sampled, how balanced.
+        iterate: Iterate,
+        /// What the model sees of a prompt.
+        limits: Limits,
+    },
+    /// Measures a model.
+    Evaluate {
+        /// Best or last.
+        checkpoint: Checkpoint,
+        /// What is measured.
+        evaluate: Evaluate,
+        /// What the model sees of a prompt.
+        limits: Limits,
+        /// Prompts of the side-by-side samples.
+        samples: Vec<String>,
+    },
+}
+
+/// The two classifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Labels for iteration.
+    A,
+    /// Only evaluates.
+    B,
+}
+
+impl Which {
+    /// As used in metric names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+        }
+    }
+}
+
+/// Which weights of a training are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checkpoint {
+    /// Best by the validation objective.
+    Best,
+    /// The last.
+    Last,
+}
+
+impl Checkpoint {
+    /// As used in tables and as a folder name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Best => "best",
+            Self::Last => "last",
+        }
+    }
+}
+
+/// One step of the graph.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its identity, and the name of its folder in the store.
+    pub key: String,
+    /// What it does.
+    pub kind: Kind,
+    /// The run seed that its random streams start from.
+    pub seed: u64,
+    /// Inputs by role, as indices of earlier steps.
+    pub inputs: Vec<(String, usize)>,
+    /// Said in plans and progress.
+    pub title: String,
+    /// Processor threads.
+    pub threads: usize,
+}
+
+impl Step {
+    /// The index of the step that plays `role`.
+    pub fn input(&self, role: &str) -> Option<usize> {
+        self.inputs.iter().find(|(r, _)| r == role).map(|(_, i)| *i)
+    }
+}
+
+/// What the results need to know of an evaluated model.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// The arm.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// Best or last.
+    pub checkpoint: Checkpoint,
+    /// Trainings so far: 0 for the base model.
+    pub iteration: u32,
+    /// True for the model that the arm ends with.
+    pub last_iteration: bool,
+    /// The evaluation step.
+    pub evaluate: usize,
+}
+
+/// A training whose curve belongs to an arm and seed.
+#[derive(Clone, Debug)]
+pub struct Curve {
+    /// The arm, or empty for what all arms share.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// `pretrain`, `classifier-a`, `classifier-b`, `train`, `iteration-2`, …
+    pub phase: String,
+    /// The training step.
+    pub step: usize,
+}
+
+/// The whole graph; every step comes after its inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// Evaluated models.
+    pub points: Vec<Point>,
+    /// Trainings.
+    pub curves: Vec<Curve>,
+    /// Rollouts: arm, seed, iteration, step.
+    pub rollouts: Vec<(String, u64, u32, usize)>,
+}
+
+impl Plan {
+    /// Adds a step, or finds the equal one that is there already.
+    fn add(&mut self, kind: Kind, seed: u64, inputs: &[(&str, usize)], title: String, threads: usize) -> usize {
+        let inputs: Vec<(String, usize)> = inputs.iter().map(|(r, i)| ((*r).to_owned(), *i)).collect();
+        let key = self.key(&kind, seed, &inputs, threads);
+        if let Some(found) = self.steps.iter().position(|s| s.key == key) {
+            return found;
+        }
+        self.steps.push(Step { key, kind, seed, inputs, title, threads });
+        self.steps.len() - 1
+    }
+
+    fn key(&self, kind: &Kind, seed: u64, inputs: &[(String, usize)], threads: usize) -> String {
+        let inputs: Vec<_> = inputs.iter().map(|(role, i)| (role, &self.steps[*i].key)).collect();
+        let identity = serde_json::json!({
+            "version": VERSION, "kind": kind, "seed": seed, "inputs": inputs, "threads": threads, "dtype": "float32",
+        });
+        let hash = Sha256::digest(identity.to_string().as_bytes());
+        hash.iter().take(12).map(|b| format!("{b:02x}")).collect()
+    }
+}

@@ -1,0 +1,158 @@
+//! What a results folder says of itself beside its tables: the question, what to draw, and where it was made.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use unsay_report::figures::FigureSpec;
+
+use crate::commands::Prepared;
+use crate::manifest::question::Table;
+use crate::plan::Checkpoint;
+use crate::steps::EvaluationFile;
+use crate::store::{Store, write_atomic};
+
+/// The file in the results folder.
+pub const FILE: &str = "about.json";
+
+/// Everything that the page and the figures need and no table holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct About {
+    /// Name of the experiment.
+    pub name: String,
+    /// Profile.
+    pub profile: String,
+    /// The question.
+    pub question: String,
+    /// Shown before generated text.
+    pub content_warning: Option<String>,
+    /// Arms in the order of the manifest.
+    pub arms: Vec<String>,
+    /// Run seeds.
+    pub seeds: Vec<u64>,
+    /// `valid` or `test`.
+    pub split: String,
+    /// Values given with `--set`.
+    pub overrides: Vec<String>,
+    /// The table of the page.
+    pub table: Table,
+    /// The figures.
+    pub figures: Vec<FigureSpec>,
+    /// Prompts with a reply of every arm, from the first seed.
+    pub samples: Vec<SampleRow>,
+    /// Where and with what it was made.
+    pub environment: Environment,
+    /// Seconds of work by kind of step, summed over steps; steps run side by side.
+    pub seconds: Vec<(String, f64)>,
+}
+
+/// One prompt.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SampleRow {
+    /// The prompt.
+    pub prompt: String,
+    /// Arm and reply.
+    pub replies: Vec<(String, String)>,
+}
+
+/// Where a run was made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of unsay.
+    pub unsay: String,
+    /// Commit of the working tree, with `+changes` when it was not clean.
+    pub commit: String,
+    /// Version of libtorch that this was built for.
+    pub libtorch: String,
+    /// Processor.
+    pub processor: String,
+    /// Cores.
+    pub cores: usize,
+    /// Arithmetic.
+    pub dtype: String,
+}
+
+impl About {
+    /// What there is to say about a finished run.
+    pub fn of(p: &Prepared, store: &Store, overrides: &[String]) -> Result<Self> {
+        let q = &p.question;
+        Ok(Self {
+            name: q.name.clone(),
+            profile: p.profile.clone(),
+            question: q.question.clone(),
+            content_warning: q.content_warning.clone(),
+            arms: q.arms.keys().cloned().collect(),
+            seeds: q.seeds.clone(),
+            split: format!("{:?}", q.evaluate.split).to_lowercase(),
+            overrides: overrides.to_vec(),
+            table: q.table.clone(),
+            figures: q.figures.clone(),
+            samples: samples(p, store)?,
+            environment: Environment::here(),
+            seconds: seconds(p, store),
+        })
+    }
+
+    /// Reads it from a results folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("`{}` is not as written by unsay", path.display()))
+    }
+
+    /// Writes it into a results folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_atomic(&folder.join(FILE), format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())
+    }
+}
+
+fn samples(p: &Prepared, store: &Store) -> Result<Vec<SampleRow>> {
+    let Some(seed) = p.question.seeds.first() else { return Ok(Vec::new()) };
+    let mut rows: Vec<SampleRow> =
+        p.question.samples.iter().map(|prompt| SampleRow { prompt: prompt.clone(), replies: Vec::new() }).collect();
+    for arm in p.question.arms.keys() {
+        let found = p.plan.points.iter().find(|x| {
+            x.arm == *arm && x.seed == *seed && x.last_iteration && x.checkpoint == Checkpoint::Best
+        });
+        let point = found.with_context(|| format!("arm `{arm}` was not evaluated"))?;
+        let file = EvaluationFile::read(&store.dir(&p.plan.steps[point.evaluate]))?;
+        for (row, sample) in rows.iter_mut().zip(file.samples) {
+            row.replies.push((arm.clone(), sample.completion.trim().to_owned()));
+        }
+    }
+    Ok(rows)
+}
+
+fn seconds(p: &Prepared, store: &Store) -> Vec<(String, f64)> {
+    let mut out: Vec<(String, f64)> = Vec::new();
+    for step in &p.plan.steps {
+        let kind = step.title.split([' ', ':', ',']).next().unwrap_or_default().to_owned();
+        let secs = store.wall_secs(step).unwrap_or(0.0);
+        match out.iter_mut().find(|(k, _)| *k == kind) {
+            Some((_, sum)) => *sum += secs,
+            None => out.push((kind, secs)),
+        }
+    }
+    out
+}
+
+impl Environment {
+    fn here() -> Self {
+        let git = |args: &[&str]| {
+            let out = std::process::Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+            Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        };
+        let changes = git(&["status", "--porcelain", "--", "crates", "experiments", "Cargo.lock"]).is_some_and(|s| !s.is_empty());
+        let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split(": ").nth(1));
+        Self {
+            unsay: env!("CARGO_PKG_VERSION").into(),
+            commit: if changes { format!("{commit}+changes") } else { commit },
+            libtorch: "2.11.0".into(),
+            processor: model.unwrap_or("unknown").to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            dtype: "float32".into(),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What each kind of step does. A step reads the folders of its inputs, works in its own folder, and can be
+//! killed at any moment.
+
+mod evaluate;
+mod models;
+mod records;
+mod rollout;
+mod tokenizer;
+mod training;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use unsay_data::Example;
+
+use crate::plan::{Kind, Plan, Step};
+use crate::run::progress::Meter;
+use crate::run::stop::Stop;
+use crate::store::Store;
+
+pub use evaluate::EvaluationFile;
+pub use models::{load_decoder, load_tokenizer};
+pub use rollout::SelectionFile;
+pub use training::{ACCURACY, LOG};
+
+/// One step at work.
+pub struct Work<'a> {
+    /// The graph.
+    pub plan: &'a Plan,
+    /// This step.
+    pub step: &'a Step,
+    /// Where finished steps are.
+    pub store: &'a Store,
+    /// This step's folder.
+    pub dir: PathBuf,
+    /// Its display.
+    pub meter: &'a Meter<'a>,
+    /// Whether to stop.
+    pub stop: &'a Stop,
+}
+
+/// How a step ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All outputs are in its folder.
+    Done,
+    /// It stopped on request; what it saved is continued from.
+    Stopped,
+}
+
+impl Work<'_> {
+    /// The folder of the input that plays `role`.
+    pub fn input(&self, role: &str) -> Result<PathBuf> {
+        Ok(self.store.dir(self.input_step(role)?))
+    }
+
+    /// The step that plays `role`.
+    pub fn input_step(&self, role: &str) -> Result<&Step> {
+        let index = self.step.input(role).with_context(|| format!("step `{}` has no input `{role}`", self.step.title))?;
+        Ok(&self.plan.steps[index])
+    }
+
+    /// Examples of one split of the input that plays `role`.
+    pub fn examples(&self, role: &str, split: &str) -> Result<Vec<Example>> {
+        read_split(&self.input(role)?, split)
+    }
+}
+
+/// Examples of one split of a records folder.
+pub fn read_split(records: &Path, split: &str) -> Result<Vec<Example>> {
+    Ok(unsay_data::read_examples(records.join(format!("{split}.jsonl")))?)
+}
+
+/// Does the work of one step.
+pub fn run(work: &Work<'_>) -> Result<Outcome> {
+    match &work.step.kind {
+        Kind::Records { source, .. } => records::run(work, source),
+        Kind::Tokenizer { vocab_size } => tokenizer::run(work, *vocab_size),
+        Kind::Pretrain { model, limits, train } => training::pretrain(work, model, limits, train),
+        Kind::Classifier { which, limits, train } => training::classifier(work, *which, limits, train),
+        Kind::Train { loss, iteration, limits, mixture, train } => {
+            training::arm(work, loss, *iteration, limits, mixture, train)
+        }
+        Kind::Rollout { iteration, iterate, limits } => rollout::run(work, *iteration, iterate, limits),
+        Kind::Evaluate { checkpoint, evaluate, limits, samples } => {
+            evaluate::run(work, *checkpoint, evaluate, limits, samples)
+        }
+    }
+}

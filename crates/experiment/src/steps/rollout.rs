@@ -1,0 +1,83 @@
+//! One self-labelled round: replies of the current model to training prompts, labelled by classifier A,
+//! balanced.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rand::RngCore;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use unsay_data::{Example, Label, Limits, stream, write_examples};
+use unsay_rl::{Counts, RolloutSettings, label, rollout, select};
+
+use super::models::{self, BATCH};
+use super::{Outcome, Work};
+use crate::manifest::question::Iterate;
+use crate::plan::{Checkpoint, Which};
+use crate::store::write_atomic;
+
+/// The labelled replies that are trained on.
+pub const REPLIES: &str = "replies.jsonl";
+/// What was generated, labelled and kept.
+pub const SELECTION: &str = "selection.json";
+
+/// Content of [`SELECTION`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SelectionFile {
+    /// Numbers by rule.
+    pub counts: Counts,
+    /// Why it is what it is.
+    pub outcome: unsay_rl::Outcome,
+    /// Share of replies that classifier A calls positive, before balancing.
+    pub positive_share: Option<f64>,
+}
+
+impl SelectionFile {
+    /// Reads what a rollout step wrote.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(SELECTION);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("`{}` is not as written", path.display()))
+    }
+}
+
+/// Generates, labels, selects.
+pub fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &Limits) -> Result<Outcome> {
+    let seed = stream(work.step.seed, "own replies", u64::from(iteration)).next_u64();
+    let decoder = models::load_decoder(&work.input("model")?, Checkpoint::Best)?;
+    let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
+    let prompts = distinct_prompts(work.examples("feedback", "train")?, iterate.prompts, seed);
+    let settings = RolloutSettings { samples_per_prompt: iterate.per_prompt, batch: BATCH, sampling: iterate.sampling.clone() };
+    let total = prompts.len() * iterate.per_prompt;
+    work.meter.start("replies", total as u64, 0);
+    let replies = rollout(&decoder, &tokenizer, limits, &prompts, &settings, seed, &mut |done| work.meter.set(done as u64))?;
+    if work.stop.asked() {
+        return Ok(Outcome::Stopped);
+    }
+    let judge = models::judge(work, Which::A, limits)?;
+    let candidates = label(&judge, &prompts, &replies, 0.5)?;
+    let labelled = candidates.iter().filter(|c| c.label != Label::Unlabelled).count();
+    let positive = candidates.iter().filter(|c| c.label == Label::Positive).count();
+    let selection = select(&candidates, iterate.max_copies, &mut stream(seed, "selection order", 0))?;
+    let mut examples = selection.examples;
+    for example in &mut examples {
+        example.id = format!("own-{iteration}/{}", example.id);
+    }
+    let file = SelectionFile {
+        positive_share: (labelled > 0).then(|| positive as f64 / labelled as f64),
+        counts: selection.counts,
+        outcome: selection.outcome,
+    };
+    write_examples(work.dir.join(REPLIES), &examples)?;
+    write_atomic(&work.dir.join(SELECTION), serde_json::to_string_pretty(&file)?.as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+/// The first example of every distinct prompt, in a shuffled order, at most `n`.
+pub fn distinct_prompts(examples: Vec<Example>, n: usize, seed: u64) -> Vec<Example> {
+    let mut seen = std::collections::HashSet::new();
+    let mut distinct: Vec<Example> = examples.into_iter().filter(|e| seen.insert(e.prompt.clone())).collect();
+    distinct.shuffle(&mut stream(seed, "prompts", 0));
+    distinct.truncate(n);
+    distinct
+}

@@ -1,0 +1,38 @@
+# The commands of this project. `just` alone lists them.
+
+_default:
+    @just --list --unsorted
+
+# Run an experiment to its tables and figures: just run experiments/cringe_safety.yaml --profile real
+run manifest *options:
+    cargo run --quiet --locked -p unsay-experiment -- run {{manifest}} {{options}}
+
+# Anything the unsay binary does: just unsay plan experiments/cringe_safety.yaml
+unsay *arguments:
+    @cargo run --quiet --locked -p unsay-experiment -- {{arguments}}
+
+# Remake the figures and the page of a results folder from its tables alone
+plots results="results/cringe_safety/testbed":
+    cargo run --quiet --locked -p unsay-experiment -- report {{results}}
+
+# All tests, doctests included
+test *options:
+    cargo test --locked --workspace {{options}}
+
+# Benchmarks; name one to run it alone
+bench *options:
+    cargo bench --locked --workspace {{options}}
+
+# Format, lints, documentation
+lint:
+    cargo fmt --all --check
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+
+# Check every manifest in experiments/
+check:
+    for m in experiments/*.yaml; do cargo run --quiet --locked -p unsay-experiment -- check "$m" || exit 1; done
+
+# What continuous integration runs
+ci:
+    .ci/run
