@@ -6,7 +6,7 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
-//! * [`generate`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
+//! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with one score
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
