@@ -172,7 +172,7 @@ impl Supervision {
             }
         }
         if self.examples == 0 {
-            return Err(Error::EmptyBatch);
+            return Err(Error::NoExamples { dropped: self.dropped });
         }
         let all = self.examples + self.dropped;
         let too_many = |count: usize, of: usize, share: f64| count as f64 > share * of as f64;
@@ -351,13 +351,13 @@ dropped                2                0.0%  empty completions";
             "max_cut_share: expected a share from 0 to 1, got 1.5"
         );
         assert!(account.check(f64::NAN, 0.5).is_err());
-        assert!(
-            Supervision {
-                dropped: 1,
-                ..Supervision::default()
-            }
-            .check(1.0, 1.0)
-            .is_err()
+        let nothing = Supervision {
+            dropped: 1,
+            ..Supervision::default()
+        };
+        assert_eq!(
+            nothing.check(1.0, 1.0).unwrap_err().to_string(),
+            "expected at least one example with a completion, got none (1 dropped)"
         );
     }
 

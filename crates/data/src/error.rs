@@ -148,6 +148,12 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// Data of which no example can be learnt from.
+    #[error("expected at least one example with a completion, got none ({dropped} dropped)")]
+    NoExamples {
+        /// Examples left out because their completion is empty.
+        dropped: usize,
+    },
     /// A batch without examples.
     #[error("batch: expected at least one example, got none")]
     EmptyBatch,

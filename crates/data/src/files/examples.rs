@@ -34,7 +34,7 @@ pub fn read_examples(path: impl AsRef<Path>) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
-/// Writes examples, all or none: a reader never sees a part of the file.
+/// Writes examples as plain JSON Lines, all or none: a reader never sees a part of the file.
 ///
 /// # Errors
 /// When there is no example or the file cannot be written.
