@@ -112,7 +112,8 @@ impl TokenRows {
         }
         let own = TokenCounts::of(self)?;
         let (has, whole) = (own.all(), counts.all());
-        if has.iter().zip(whole).any(|(has, whole)| !(*has <= whole)) {
+        // Not `any(>)`: a NaN must not pass.
+        if !has.iter().zip(whole).all(|(has, whole)| *has <= whole) {
             return Err(Error::input(
                 "counts",
                 format!("rows of the whole batch, at least this part's {has:?}"),
@@ -243,4 +244,59 @@ pub fn token_metrics(
         term("logp_negative", &stats.logp, &negative, counts.negative)?,
     ];
     Ok(terms.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Needs, TokenOp};
+
+    #[test]
+    fn metrics_are_means_over_each_side_of_the_whole_batch() {
+        let logits = Tensor::from_slice(&[2.0f64, 1.0, 0.0, -1.0])
+            .view([1, 4])
+            .repeat([5, 1]);
+        let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+        let targets = Tensor::from_slice(&[0i64, 1, 0, 0, 3]);
+        let stats = TokenOp::new(&logits, &identity, &targets, &Needs::default())
+            .unwrap()
+            .forward()
+            .unwrap();
+        let rows = TokenRows::new(&[0, 0, 1, 2, 2], &[false; 5], &[1, -1, 0], Device::Cpu).unwrap();
+        // Another micro-batch holds two more negative rows.
+        let counts = TokenCounts::of(&rows).unwrap() + TokenCounts::count([(0, false), (0, true)]);
+        assert!((counts.total() - 7.0).abs() < 1e-15 && (counts.negative_eos - 1.0).abs() < 1e-15);
+        let (first, last) = (-0.4401897, -3.4401897);
+        let expected = [
+            ("token_acc_positive", 2.0 / 3.0),
+            ("logp_positive", first - 1.0 / 3.0),
+            ("token_acc_negative", 1.0 / 4.0),
+            ("logp_negative", (first + last) / 4.0),
+        ];
+        let metrics = token_metrics(&stats, &rows, &counts).unwrap();
+        assert_eq!(metrics.len(), expected.len());
+        for ((name, value), (expected_name, expected)) in metrics.iter().zip(expected) {
+            assert_eq!(*name, expected_name);
+            assert!(
+                (value.double_value(&[]) - expected).abs() < 1e-7,
+                "{name}: {value:?} is not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn plain_arrays_that_do_not_fit_are_errors() {
+        let text = |example: &[i64], is_eos: &[bool], labels: &[i8]| {
+            TokenRows::new(example, is_eos, labels, Device::Cpu)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(text(&[0, 1], &[true], &[1, 0]), "is_eos: expected 2 rows, got 1");
+        assert_eq!(text(&[0, 2], &[true; 2], &[1, 0]), "example: expected 0..2, got 2");
+        assert_eq!(text(&[0, -1], &[true; 2], &[1, 0]), "example: expected 0..2, got -1");
+        assert_eq!(
+            text(&[0], &[true], &[2]),
+            "labels: expected 1 (positive), 0 (negative) or -1 (unlabelled), got 2"
+        );
+    }
 }

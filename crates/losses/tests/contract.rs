@@ -1,5 +1,7 @@
 //! What every registered loss promises.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+
 mod plain;
 
 use plain::{Made, all_finite, difference, numbers};

@@ -4,6 +4,8 @@
 //! The files come from running the released code of each method; a case is its inputs, outputs and gradients. Two
 //! kinds of cases differ on purpose. They are listed with the reason, and compared with what is right instead.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+
 mod plain;
 
 use plain::numbers;

@@ -1,5 +1,7 @@
 //! The chunked op against plain full logits and autograd: same values, same gradients, whatever the chunk.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+
 mod plain;
 
 use plain::{Numbers, all_finite, difference, numbers};
@@ -26,7 +28,7 @@ fn scalar(stats: &TokenStats, seed: u64) -> Tensor {
         stats.top_logits.as_ref(),
     ];
     for column in columns.into_iter().flatten() {
-        total = total + (column * weights.tensor(&column.size(), 1.0)).sum(Kind::Double);
+        total += (column * weights.tensor(&column.size(), 1.0)).sum(Kind::Double);
     }
     total
 }

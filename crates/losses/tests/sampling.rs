@@ -1,6 +1,8 @@
 //! Which token CRINGE contrasts a negative with: never the negative itself, and the others as often as the softmax
 //! over the candidates says.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+
 mod plain;
 
 use plain::{Numbers, numbers};
@@ -69,9 +71,9 @@ fn draws_follow_the_softmax_of_the_candidates_and_never_pick_the_target() {
             let sum: f64 = order.iter().map(|&id| f64::exp(row[id])).sum();
             let picks = sampled(&row, target as i64, k, &draws);
             assert_eq!(picks.len(), draws.len());
-            for id in 0..row.len() {
+            for (id, logit) in row.into_iter().enumerate() {
                 let share = picks.iter().filter(|&&pick| pick == id).count() as f64 / draws.len() as f64;
-                let expected = if order.contains(&id) { row[id].exp() / sum } else { 0.0 };
+                let expected = if order.contains(&id) { logit.exp() / sum } else { 0.0 };
                 let bound = 5.0 * (expected * (1.0 - expected) / draws.len() as f64).sqrt();
                 assert!(
                     (share - expected).abs() <= bound,
@@ -100,6 +102,15 @@ proptest! {
         let picks = sampled(&row, target as i64, k, &draws);
         prop_assert!(picks.iter().all(|&pick| pick != target));
     }
+}
+
+#[test]
+fn a_draw_on_the_edge_of_two_intervals_picks_the_upper_one() {
+    let picks = sampled(&[1.0, 1.0, 3.0], 2, 2, &[0.0, 0.4999, 0.5, 0.9999]);
+    assert!(
+        picks[0] == picks[1] && picks[2] == picks[3] && picks[1] != picks[2],
+        "{picks:?}"
+    );
 }
 
 #[test]
