@@ -22,6 +22,14 @@ pub enum Error {
         /// The ids of the examples whose own loss is not finite; all of the batch when none of them stands out.
         examples: Vec<String>,
     },
+    /// The batch of a step was refused.
+    #[error("step {step}: {source}")]
+    Step {
+        /// The step, counted from 1.
+        step: u64,
+        /// Why.
+        source: Box<Error>,
+    },
     /// A checkpoint is damaged or belongs to another run.
     #[error("checkpoint `{}`: {problem}", .path.display())]
     Checkpoint {

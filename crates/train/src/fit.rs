@@ -8,7 +8,7 @@ use unsay_data::Mixture;
 use crate::checkpoint::{Best, RunFolder};
 use crate::error::{Error, Result};
 use crate::examples::{Place, hex};
-use crate::objective::{Draws, LogicalBatch, Objective};
+use crate::objective::{Draws, LogicalBatch, Objective, Outcome};
 use crate::optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
 use crate::reading::{NotFinite, Reading};
 use crate::record::{Metrics, StepRecord, read_steps};
@@ -156,7 +156,7 @@ impl<O: Objective> Fit<O> {
             },
             train: true,
         };
-        let outcome = self.objective.run(&batch)?;
+        let outcome = self.run(&batch, update + 1)?;
         let norm = grad_norm(self.objective.params().iter())?;
         let reading = Reading::new(&outcome, Some(&norm))?;
         self.check(&reading, &batch, update + 1, "")?;
@@ -183,7 +183,7 @@ impl<O: Objective> Fit<O> {
             },
             train: false,
         };
-        let outcome = self.objective.run(&batch)?;
+        let outcome = self.run(&batch, self.step)?;
         let reading = Reading::new(&outcome, None)?;
         self.check(&reading, &batch, self.step, "validation ")?;
         let loss = reading.loss;
@@ -193,6 +193,13 @@ impl<O: Objective> Fit<O> {
             self.best = Some(Best { step: self.step, loss });
         }
         Ok(reading.into_metrics())
+    }
+
+    fn run(&self, batch: &LogicalBatch, step: u64) -> Result<Outcome> {
+        self.objective.run(batch).map_err(|source| Error::Step {
+            step,
+            source: Box::new(source),
+        })
     }
 
     /// Refuses what is not finite, before it reaches the weights.

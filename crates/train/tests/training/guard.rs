@@ -63,6 +63,18 @@ fn a_gradient_that_is_not_finite_names_its_parameter() {
     assert!(error.contains("; examples: `id-"), "{error}");
 }
 
+#[test]
+fn a_batch_that_teaches_nothing_is_refused_with_its_step() {
+    let labels = [Label::Negative, Label::Negative, Label::Negative, Label::Positive];
+    let examples = Examples::new(vec![assorted(8, &labels)], assorted(4, &labels)).unwrap();
+    let objective = LanguageObjective::new(decoder(Kind::Float), nll(), examples).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut fit = Fit::open(objective, &Settings::new(8, 1, 0.1), 0, folder.path()).unwrap();
+    let error = fit.find_map(Result::err).unwrap().to_string();
+    assert!(error.starts_with("step "), "{error}");
+    assert!(error.contains("`nll` has nothing to learn from"), "{error}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_with_the_path() {
