@@ -51,6 +51,8 @@ pub(super) fn svg(drawing: &Drawing, title: &str) -> Result<String, String> {
     }
     // The root element is ours: CSS size, round joins, and a title for screen readers.
     let content = body.split_once('>').map_or("", |(_, content)| content);
+    // Plotters knows only bold; what is measured and embedded is medium. Quotes in texts are escaped, so only markup matches.
+    let content = content.replace("font-weight=\"bold\"", "font-weight=\"500\"");
     Ok(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {} {}\" \
          role=\"img\" stroke-linejoin=\"round\">\n<title>{}</title>{content}",

@@ -3,7 +3,7 @@
 use super::axis::Axis;
 use super::drawing::{Align, Drawing, Text};
 use super::font::{Weight, shorten, text_width, wrap};
-use super::page::{Panel, Rect, nothing, page};
+use super::page::{FALLBACK, Panel, Rect, nothing, page};
 use super::theme::{FRAME, GRID, LABEL, NOTE, WIDTH};
 
 const ROW: f64 = 40.0;
@@ -29,7 +29,8 @@ pub(super) fn arm_rows(
         .map(|arm| text_width(arm, LABEL, Weight::Regular))
         .fold(0.0, f64::max)
         .min(170.0);
-    let left = names + 16.0;
+    let names = names / FALLBACK;
+    let left = names + 12.0;
     let width = WIDTH.max(60.0 + left + 190.0 * columns.len() as f64);
     let gap = 22.0;
     let n = columns.len() as f64;
@@ -37,7 +38,10 @@ pub(super) fn arm_rows(
     let headings: Vec<(Vec<String>, Vec<String>)> = (columns.iter())
         .map(|column| {
             let remark = column.remark.as_deref().unwrap_or_default();
-            (wrap(&column.label, LABEL * 1.05, each), wrap(remark, NOTE, each))
+            (
+                wrap(&column.label, LABEL * 1.05, each * FALLBACK),
+                wrap(remark, NOTE, each * FALLBACK),
+            )
         })
         .collect();
     let lines = headings
@@ -49,7 +53,7 @@ pub(super) fn arm_rows(
     let top = body.top + legend + lines + 8.0;
     for (i, arm) in arms.iter().enumerate() {
         let y = row(top, i);
-        let name = shorten(arm, LABEL, Weight::Regular, names + 0.5);
+        let name = shorten(arm, LABEL, Weight::Regular, names);
         drawing.text(Text::new((body.left + names, y + 4.6), name, LABEL).align(Align::Right));
     }
     let mut rects = Vec::new();
