@@ -2,6 +2,8 @@
 //! refused by name instead of by a page of linker errors, and adds its folder to the run path of
 //! binaries, tests, benches and doctests, so that nothing has to be exported to run them.
 
+#![allow(clippy::print_stdout, reason = "the protocol between build scripts and cargo")]
+
 use std::path::{Path, PathBuf};
 
 /// The libtorch that `tch` 0.24.0 is written for.
@@ -15,7 +17,10 @@ fn main() {
     };
     let lib = root.join("lib");
     if !lib.is_dir() {
-        panic!("libtorch {WANTED} wanted, none found at `{}`; hint: run ./setup.sh", root.display());
+        panic!(
+            "libtorch {WANTED} wanted, none found at `{}`; hint: run ./setup.sh",
+            root.display()
+        );
     }
     match version(&root) {
         Some(found) if found == WANTED => {}

@@ -36,7 +36,10 @@ pub fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, settings: &S
     let train = encoder.source("pretraining", &work.examples("pretraining", "train")?, 1.0)?;
     let valid = encoder.source("pretraining, validation", &work.examples("pretraining", "valid")?, 1.0)?;
     encoder.report(work)?;
-    let config = Config::new(size, tokenizer.vocab_size(), limits.limits().width());
+    let mut config = Config::new(size, tokenizer.vocab_size(), limits.limits().width());
+    config.bos_token_id = Some(Tokenizer::BOS);
+    config.eos_token_id = Some(Tokenizer::EOS);
+    config.pad_token_id = Some(Tokenizer::PAD);
     let decoder = Decoder::init(&config, &mut stream(work.step.seed, "init", 0), Device::Cpu)?;
     let objective = LanguageObjective::new(decoder, Loss::Nll(Nll::default()), Examples::new(vec![train], valid)?)?;
     fit(work, objective, settings, work.step.seed)
