@@ -22,14 +22,23 @@ impl Store {
         let path = root.join("lock");
         let lock = File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
         if lock.try_lock().is_err() {
-            bail!("another run is working in `{}`; hint: wait for it, or give another folder with --runs", root.display());
+            bail!(
+                "another run is working in `{}`; hint: wait for it, or give another folder with --runs",
+                root.display()
+            );
         }
-        Ok(Self { root: root.to_owned(), _lock: Some(lock) })
+        Ok(Self {
+            root: root.to_owned(),
+            _lock: Some(lock),
+        })
     }
 
     /// Opens the store for looking.
     pub fn view(root: &Path) -> Self {
-        Self { root: root.to_owned(), _lock: None }
+        Self {
+            root: root.to_owned(),
+            _lock: None,
+        }
     }
 
     /// True when the step is finished.
@@ -57,12 +66,18 @@ impl Store {
     /// Declares a step finished: writes `step.json`, puts all on disk, gives the folder its name.
     pub fn finish(&self, plan: &Plan, step: &Step, wall_secs: f64) -> Result<()> {
         let work = self.work_dir(step)?;
-        let inputs: serde_json::Map<String, serde_json::Value> =
-            step.inputs.iter().map(|(role, i)| (role.clone(), plan.steps[*i].key.clone().into())).collect();
+        let inputs: serde_json::Map<String, serde_json::Value> = step
+            .inputs
+            .iter()
+            .map(|(role, i)| (role.clone(), plan.steps[*i].key.clone().into()))
+            .collect();
         let about = serde_json::json!({
             "title": step.title, "kind": step.kind, "seed": step.seed, "inputs": inputs, "wall_secs": wall_secs,
         });
-        write_atomic(&work.join("step.json"), serde_json::to_string_pretty(&about)?.as_bytes())?;
+        write_atomic(
+            &work.join("step.json"),
+            serde_json::to_string_pretty(&about)?.as_bytes(),
+        )?;
         let done = self.dir(step);
         fs::rename(&work, &done).with_context(|| format!("cannot rename `{}`", work.display()))?;
         sync_dir(&self.root)
@@ -71,7 +86,10 @@ impl Store {
     /// Seconds that a finished step took in its last sitting.
     pub fn wall_secs(&self, step: &Step) -> Option<f64> {
         let text = fs::read_to_string(self.dir(step).join("step.json")).ok()?;
-        serde_json::from_str::<serde_json::Value>(&text).ok()?.get("wall_secs")?.as_f64()
+        serde_json::from_str::<serde_json::Value>(&text)
+            .ok()?
+            .get("wall_secs")?
+            .as_f64()
     }
 }
 
@@ -88,5 +106,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("cannot sync `{}`", dir.display()))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .with_context(|| format!("cannot sync `{}`", dir.display()))
 }

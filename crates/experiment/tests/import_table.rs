@@ -13,7 +13,10 @@ const TABLE: &[(&str, &[&str])] = &[
     ("train", &["data", "model", "losses"]),
     ("rl", &["data", "model", "losses", "reward", "train"]),
     ("eval", &["data", "model", "reward"]),
-    ("experiment", &["data", "model", "losses", "reward", "train", "rl", "eval", "report"]),
+    (
+        "experiment",
+        &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
+    ),
 ];
 
 /// Outside library, and the only crates that may name it.
@@ -37,12 +40,19 @@ fn dependencies(name: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(crates().join(name).join("Cargo.toml")).unwrap();
     let section = text.split("[dependencies]").nth(1).unwrap_or_default();
     let lines = section.lines().take_while(|l| !l.starts_with('['));
-    lines.filter_map(|l| l.split(['.', ' ', '=']).next()).filter(|n| !n.is_empty() && !n.starts_with('#')).map(str::to_owned).collect()
+    lines
+        .filter_map(|l| l.split(['.', ' ', '=']).next())
+        .filter(|n| !n.is_empty() && !n.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
 fn every_crate_imports_only_what_the_table_allows() {
-    let mut found: Vec<String> = std::fs::read_dir(crates()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut found: Vec<String> = std::fs::read_dir(crates())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     found.sort();
     let mut known: Vec<&str> = TABLE.iter().map(|(name, _)| *name).collect();
     known.sort_unstable();
@@ -56,7 +66,10 @@ fn every_crate_imports_only_what_the_table_allows() {
             }
         }
     }
-    assert!(arrows > 15, "only {arrows} imports found: is the reading of Cargo.toml still right?");
+    assert!(
+        arrows > 15,
+        "only {arrows} imports found: is the reading of Cargo.toml still right?"
+    );
 }
 
 #[test]
@@ -66,7 +79,10 @@ fn outside_libraries_stay_with_their_owners() {
         for (name, _) in TABLE {
             if dependencies(name).contains(*library) {
                 uses += 1;
-                assert!(owners.contains(name), "`{name}` may not depend on `{library}`; it belongs to {owners:?}");
+                assert!(
+                    owners.contains(name),
+                    "`{name}` may not depend on `{library}`; it belongs to {owners:?}"
+                );
             }
         }
     }

@@ -19,7 +19,10 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
                 let plan = build::build(&question)?;
                 lines.push(format!(
                     "{}: profile {profile}: {} arms, {} seeds, {} steps\n",
-                    args.manifest.display(), question.arms.len(), question.seeds.len(), plan.steps.len()
+                    args.manifest.display(),
+                    question.arms.len(),
+                    question.seeds.len(),
+                    plan.steps.len()
                 ));
             }
             Err(mistakes) => {

@@ -37,23 +37,44 @@ pub fn list(args: &ListArgs) -> Result<ExitCode> {
         What::Measures => {
             for e in unsay_eval::registry() {
                 let series: Vec<&str> = e.series.iter().chain(e.corpus).map(|s| s.name).collect();
-                let _ = writeln!(out, "{:<12} {}\n{:<12} gives: {}", e.name, e.summary, "", series.join(", "));
+                let _ = writeln!(
+                    out,
+                    "{:<12} {}\n{:<12} gives: {}",
+                    e.name,
+                    e.summary,
+                    "",
+                    series.join(", ")
+                );
             }
         }
         What::Datasets => {
             for d in unsay_data::catalog::list() {
-                let _ = writeln!(out, "{:<12} {}\n{:<12} licence {}, source {}", d.name, d.what, "", d.licence, d.source);
+                let _ = writeln!(
+                    out,
+                    "{:<12} {}\n{:<12} licence {}, source {}",
+                    d.name, d.what, "", d.licence, d.source
+                );
             }
         }
         What::Experiments => {
-            let mut files: Vec<_> = std::fs::read_dir("experiments")?.filter_map(Result::ok).map(|e| e.path()).collect();
+            let mut files: Vec<_> = std::fs::read_dir("experiments")?
+                .filter_map(Result::ok)
+                .map(|e| e.path())
+                .collect();
             files.retain(|f| f.extension().is_some_and(|e| e == "yaml"));
             files.sort();
             for file in files {
                 let manifest = Manifest::read(&file)?;
                 let profiles: Vec<&str> = manifest.profiles().collect();
                 let (_, question) = manifest.resolve(None, &[])?;
-                let _ = writeln!(out, "{:<36} {}\n{:<36} profiles: {}", file.display(), question.question, "", profiles.join(", "));
+                let _ = writeln!(
+                    out,
+                    "{:<36} {}\n{:<36} profiles: {}",
+                    file.display(),
+                    question.question,
+                    "",
+                    profiles.join(", ")
+                );
             }
         }
     }

@@ -34,5 +34,9 @@ pub fn prepare(args: &ManifestArgs) -> Result<Prepared> {
     let manifest = Manifest::read(&args.manifest)?;
     let (profile, question) = manifest.resolve(args.profile.as_deref(), &args.set)?;
     let plan = build::build(&question)?;
-    Ok(Prepared { profile, question, plan })
+    Ok(Prepared {
+        profile,
+        question,
+        plan,
+    })
 }

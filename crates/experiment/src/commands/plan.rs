@@ -25,9 +25,20 @@ pub fn plan(args: &RunArgs) -> Result<ExitCode> {
             "to run"
         };
         let inputs: Vec<String> = step.inputs.iter().map(|(_, i)| (i + 1).to_string()).collect();
-        let _ = writeln!(out, "{:>4}  {state:<7} {}  {:<52} {}", i + 1, step.key, step.title, inputs.join(" "));
+        let _ = writeln!(
+            out,
+            "{:>4}  {state:<7} {}  {:<52} {}",
+            i + 1,
+            step.key,
+            step.title,
+            inputs.join(" ")
+        );
     }
-    let _ = writeln!(out, "{} steps, {cached} cached (last column: the steps each one reads)", p.plan.steps.len());
+    let _ = writeln!(
+        out,
+        "{} steps, {cached} cached (last column: the steps each one reads)",
+        p.plan.steps.len()
+    );
     print(&out)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -19,14 +19,19 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let stop = Stop::on_signals()?;
     let store = Store::open(&args.question.runs.join("store"))?;
     let begun = Instant::now();
-    let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let workers = args.workers.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        usize::from,
+    );
     match run::run(&p.plan, &store, workers, &stop)? {
         Ended::Complete => {
             let overrides: Vec<String> = args.question.set.iter().map(|o| o.text.clone()).collect();
             results::write(&p, &store, &folder, &overrides)?;
             print(&format!(
                 "{} steps in {:.0} s; results: {}\n",
-                p.plan.steps.len(), begun.elapsed().as_secs_f64(), folder.join("README.md").display()
+                p.plan.steps.len(),
+                begun.elapsed().as_secs_f64(),
+                folder.join("README.md").display()
             ))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -42,6 +47,10 @@ fn results_folder(args: &RunArgs, p: &Prepared) -> Result<PathBuf> {
     match &args.results {
         Some(folder) => Ok(folder.clone()),
         None if args.question.set.is_empty() => Ok(PathBuf::from("results").join(&p.question.name).join(&p.profile)),
-        None => Err(Usage("with --set, say where the results go: --results FOLDER (those of the manifest as it stands are kept)".into()).into()),
+        None => Err(Usage(
+            "with --set, say where the results go: --results FOLDER (those of the manifest as it stands are kept)"
+                .into(),
+        )
+        .into()),
     }
 }

@@ -28,7 +28,10 @@ pub fn check(q: &Question) -> Vec<Problem> {
 fn name(q: &Question, out: &mut Vec<Problem>) {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if q.name.is_empty() || !q.name.chars().all(plain) {
-        out.push(Problem::value(path("name"), format!("`{}` is not a folder name of letters, digits, `_` and `-`", q.name)));
+        out.push(Problem::value(
+            path("name"),
+            format!("`{}` is not a folder name of letters, digits, `_` and `-`", q.name),
+        ));
     }
 }
 
@@ -39,13 +42,20 @@ fn seeds(q: &Question, out: &mut Vec<Problem>) {
     }
     for (i, seed) in q.seeds.iter().enumerate() {
         if !seen.insert(seed) {
-            out.push(Problem::value(path(&format!("seeds.{i}")), format!("seed {seed} is given twice")));
+            out.push(Problem::value(
+                path(&format!("seeds.{i}")),
+                format!("seed {seed} is given twice"),
+            ));
         }
     }
 }
 
 fn data(q: &Question, out: &mut Vec<Problem>) {
-    let roles = [("pretraining", &q.data.pretraining), ("feedback", &q.data.feedback), ("dialogue", &q.data.dialogue)];
+    let roles = [
+        ("pretraining", &q.data.pretraining),
+        ("feedback", &q.data.feedback),
+        ("dialogue", &q.data.dialogue),
+    ];
     for (role, source) in roles {
         let here = format!("data.{role}");
         match source {
@@ -56,19 +66,31 @@ fn data(q: &Question, out: &mut Vec<Problem>) {
                     _ => Part::Dialogue,
                 };
                 if *part != wanted {
-                    out.push(Problem::value(path(&format!("{here}.testbed.part")), format!("the part for `{role}` is `{wanted:?}`").to_lowercase()));
+                    out.push(Problem::value(
+                        path(&format!("{here}.testbed.part")),
+                        format!("the part for `{role}` is `{wanted:?}`").to_lowercase(),
+                    ));
                 }
                 for (key, n) in [("train", sizes.train), ("valid", sizes.valid), ("test", sizes.test)] {
                     if n == 0 || n > 10_000_000 {
-                        out.push(Problem::value(path(&format!("{here}.testbed.sizes.{key}")), format!("wanted 1 to 10000000 examples, got {n}")));
+                        out.push(Problem::value(
+                            path(&format!("{here}.testbed.sizes.{key}")),
+                            format!("wanted 1 to 10000000 examples, got {n}"),
+                        ));
                     }
                 }
             }
             Source::Catalog { name, .. } => {
                 let known: Vec<&str> = unsay_data::catalog::list().iter().map(|d| d.name).collect();
                 if !known.contains(&name.as_str()) {
-                    let p = Problem::value(path(&format!("{here}.catalog.name")), format!("no dataset `{name}` in the catalog"));
-                    let hint = nearest(name, known.iter().copied()).map_or(format!("known: {}", known.join(", ")), |k| format!("did you mean `{k}`?"));
+                    let p = Problem::value(
+                        path(&format!("{here}.catalog.name")),
+                        format!("no dataset `{name}` in the catalog"),
+                    );
+                    let hint = nearest(name, known.iter().copied())
+                        .map_or(format!("known: {}", known.join(", ")), |k| {
+                            format!("did you mean `{k}`?")
+                        });
                     out.push(p.hint(hint));
                 }
             }
@@ -78,7 +100,10 @@ fn data(q: &Question, out: &mut Vec<Problem>) {
                 }
                 for (key, file) in [("train", &files.train), ("valid", &files.valid), ("test", &files.test)] {
                     if !file.is_file() {
-                        out.push(Problem::value(path(&format!("{here}.files.{key}")), format!("no file `{}`", file.display())));
+                        out.push(Problem::value(
+                            path(&format!("{here}.files.{key}")),
+                            format!("no file `{}`", file.display()),
+                        ));
                     }
                 }
             }
@@ -96,46 +121,92 @@ fn shape(q: &Question, out: &mut Vec<Problem>) {
         ("num_key_value_heads", m.num_key_value_heads, 1 << 10),
     ] {
         if v < 1 || v > max {
-            out.push(Problem::value(path(&format!("model.{key}")), format!("wanted 1 to {max}, got {v}")));
+            out.push(Problem::value(
+                path(&format!("model.{key}")),
+                format!("wanted 1 to {max}, got {v}"),
+            ));
         }
     }
-    let (h, a, k) = (m.hidden_size, m.num_attention_heads.max(1), m.num_key_value_heads.max(1));
+    let (h, a, k) = (
+        m.hidden_size,
+        m.num_attention_heads.max(1),
+        m.num_key_value_heads.max(1),
+    );
     if h % a != 0 || (h / a) % 2 != 0 {
-        out.push(Problem::value(path("model.num_attention_heads"), format!("{a} heads do not divide a width of {h} into even parts")));
+        out.push(Problem::value(
+            path("model.num_attention_heads"),
+            format!("{a} heads do not divide a width of {h} into even parts"),
+        ));
     }
     if a % k != 0 {
-        out.push(Problem::value(path("model.num_key_value_heads"), format!("{k} key and value heads do not divide {a} query heads")));
+        out.push(Problem::value(
+            path("model.num_key_value_heads"),
+            format!("{k} key and value heads do not divide {a} query heads"),
+        ));
     }
     if q.tokenizer.vocab_size < 260 || q.tokenizer.vocab_size > 1 << 20 {
-        out.push(Problem::value(path("tokenizer.vocab_size"), format!("wanted 260 (256 bytes, 4 specials) to {}, got {}", 1 << 20, q.tokenizer.vocab_size)));
+        out.push(Problem::value(
+            path("tokenizer.vocab_size"),
+            format!(
+                "wanted 260 (256 bytes, 4 specials) to {}, got {}",
+                1 << 20,
+                q.tokenizer.vocab_size
+            ),
+        ));
     }
-    for (key, v) in [("max_prompt", q.limits.max_prompt), ("max_completion", q.limits.max_completion)] {
+    for (key, v) in [
+        ("max_prompt", q.limits.max_prompt),
+        ("max_completion", q.limits.max_completion),
+    ] {
         if !(2..=1 << 16).contains(&v) {
-            out.push(Problem::value(path(&format!("limits.{key}")), format!("wanted 2 to {} tokens, got {v}", 1 << 16)));
+            out.push(Problem::value(
+                path(&format!("limits.{key}")),
+                format!("wanted 2 to {} tokens, got {v}", 1 << 16),
+            ));
         }
     }
-    for (key, v) in [("max_cut_share", q.limits.max_cut_share), ("max_dropped_share", q.limits.max_dropped_share)] {
+    for (key, v) in [
+        ("max_cut_share", q.limits.max_cut_share),
+        ("max_dropped_share", q.limits.max_dropped_share),
+    ] {
         if !(0.0..=1.0).contains(&v) {
-            out.push(Problem::value(path(&format!("limits.{key}")), format!("wanted a share from 0 to 1, got {v}")));
+            out.push(Problem::value(
+                path(&format!("limits.{key}")),
+                format!("wanted a share from 0 to 1, got {v}"),
+            ));
         }
     }
 }
 
 fn trainings(q: &Question, out: &mut Vec<Problem>) {
-    let blocks = [("pretrain", &q.pretrain.train), ("classifiers", &q.classifiers.train), ("finetune", &q.finetune.train)];
+    let blocks = [
+        ("pretrain", &q.pretrain.train),
+        ("classifiers", &q.classifiers.train),
+        ("finetune", &q.finetune.train),
+    ];
     for (block, settings) in blocks {
         for (field, message) in settings.check() {
             out.push(Problem::value(path(&format!("{block}.train.{field}")), message));
         }
     }
     if !(1..=1024).contains(&q.pretrain.threads) {
-        out.push(Problem::value(path("pretrain.threads"), format!("wanted 1 to 1024 threads, got {}", q.pretrain.threads)));
+        out.push(Problem::value(
+            path("pretrain.threads"),
+            format!("wanted 1 to 1024 threads, got {}", q.pretrain.threads),
+        ));
     }
     let m = &q.finetune.mixture;
-    for (key, w, min) in [("dialogue", m.dialogue, 0.0), ("feedback", m.feedback, f64::MIN_POSITIVE), ("own", m.own, f64::MIN_POSITIVE)] {
+    for (key, w, min) in [
+        ("dialogue", m.dialogue, 0.0),
+        ("feedback", m.feedback, f64::MIN_POSITIVE),
+        ("own", m.own, f64::MIN_POSITIVE),
+    ] {
         if !(w >= min && w.is_finite()) {
             let wanted = if min > 0.0 { "above 0" } else { "from 0" };
-            out.push(Problem::value(path(&format!("finetune.mixture.{key}")), format!("wanted a weight {wanted}, got {w}")));
+            out.push(Problem::value(
+                path(&format!("finetune.mixture.{key}")),
+                format!("wanted a weight {wanted}, got {w}"),
+            ));
         }
     }
 }
@@ -150,10 +221,19 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
             Arm::Train { loss } => ("train", loss),
             Arm::Iterate { loss, iterations } => {
                 if !(2..=20).contains(iterations) {
-                    out.push(Problem::value(path(&format!("arms.{arm}.iterate.iterations")), format!("wanted 2 to 20 iterations, got {iterations}")));
+                    out.push(Problem::value(
+                        path(&format!("arms.{arm}.iterate.iterations")),
+                        format!("wanted 2 to 20 iterations, got {iterations}"),
+                    ));
                 }
                 if q.iterate.is_none() {
-                    out.push(Problem::key(path(&format!("arms.{arm}.iterate")), "an iterative arm needs the block `iterate`").hint("see docs/manifest.md"));
+                    out.push(
+                        Problem::key(
+                            path(&format!("arms.{arm}.iterate")),
+                            "an iterative arm needs the block `iterate`",
+                        )
+                        .hint("see docs/manifest.md"),
+                    );
                 }
                 ("iterate", loss)
             }
@@ -163,13 +243,23 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
                 unsay_losses::Error::Range { name, .. } => *name,
                 _ => loss.name(),
             };
-            out.push(Problem::value(path(&format!("arms.{arm}.{kind}.loss.{parameter}")), problem.to_string()));
+            out.push(Problem::value(
+                path(&format!("arms.{arm}.{kind}.loss.{parameter}")),
+                problem.to_string(),
+            ));
         }
     }
     let Some(it) = &q.iterate else { return };
-    for (key, n) in [("prompts", it.prompts), ("per_prompt", it.per_prompt), ("max_copies", it.max_copies)] {
+    for (key, n) in [
+        ("prompts", it.prompts),
+        ("per_prompt", it.per_prompt),
+        ("max_copies", it.max_copies),
+    ] {
         if n == 0 {
-            out.push(Problem::value(path(&format!("iterate.{key}")), "wanted at least 1, got 0"));
+            out.push(Problem::value(
+                path(&format!("iterate.{key}")),
+                "wanted at least 1, got 0",
+            ));
         }
     }
     sampling(&it.sampling, "iterate.sampling", q, out);
@@ -177,9 +267,16 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
 
 fn evaluation(q: &Question, out: &mut Vec<Problem>) {
     let e = &q.evaluate;
-    for (key, n) in [("prompts", e.prompts), ("dialogues", e.dialogues), ("replies", e.replies)] {
+    for (key, n) in [
+        ("prompts", e.prompts),
+        ("dialogues", e.dialogues),
+        ("replies", e.replies),
+    ] {
         if n == 0 {
-            out.push(Problem::value(path(&format!("evaluate.{key}")), "wanted at least 1, got 0"));
+            out.push(Problem::value(
+                path(&format!("evaluate.{key}")),
+                "wanted at least 1, got 0",
+            ));
         }
     }
     sampling(&e.sampling, "evaluate.sampling", q, out);
@@ -195,22 +292,44 @@ fn evaluation(q: &Question, out: &mut Vec<Problem>) {
     let testbed = matches!(q.data.feedback, Source::Testbed { .. });
     for (i, judge) in e.judges.iter().enumerate() {
         if *judge == JudgeName::Oracle && !testbed {
-            out.push(Problem::value(path(&format!("evaluate.judges.{i}")), "only the testbed has an oracle"));
+            out.push(Problem::value(
+                path(&format!("evaluate.judges.{i}")),
+                "only the testbed has an oracle",
+            ));
         }
     }
-    if !q.arms.contains_key(&q.table.baseline) {
-        let p = Problem::value(path("table.baseline"), format!("no arm `{}`", q.table.baseline));
-        out.push(match nearest(&q.table.baseline, q.arms.keys().map(String::as_str)) {
+    if let Some(baseline) = q.table.baseline.as_ref().filter(|b| !q.arms.contains_key(*b)) {
+        let p = Problem::value(path("table.baseline"), format!("no arm `{baseline}`"));
+        out.push(match nearest(baseline, q.arms.keys().map(String::as_str)) {
             Some(k) => p.hint(format!("did you mean `{k}`?")),
             None => p,
         });
+    }
+    for (i, checkpoint) in q.table.checkpoints.iter().enumerate() {
+        if !["best", "last"].contains(&checkpoint.as_str()) {
+            let message = format!("no checkpoint `{checkpoint}`; there are `best` and `last`");
+            out.push(Problem::value(path(&format!("table.checkpoints.{i}")), message));
+        }
+    }
+    if !(q.table.level > 0.0 && q.table.level < 1.0) {
+        out.push(Problem::value(
+            path("table.level"),
+            format!("wanted a level between 0 and 1, got {}", q.table.level),
+        ));
+    }
+    if !(100..=1_000_000).contains(&q.table.resamples) {
+        let message = format!("wanted 100 to 1000000 resamples, got {}", q.table.resamples);
+        out.push(Problem::value(path("table.resamples"), message));
     }
     let mut names = HashSet::new();
     for (i, figure) in q.figures.iter().enumerate() {
         if let Err(e) = figure.check() {
             out.push(Problem::value(path(&format!("figures.{i}")), e.to_string()));
         } else if !names.insert(figure.name()) {
-            out.push(Problem::value(path(&format!("figures.{i}")), format!("two figures are named `{}`", figure.name())));
+            out.push(Problem::value(
+                path(&format!("figures.{i}")),
+                format!("two figures are named `{}`", figure.name()),
+            ));
         }
     }
     for (i, prompt) in q.samples.iter().enumerate() {
@@ -226,8 +345,14 @@ fn sampling(s: &unsay_model::Sampling, here: &str, q: &Question, out: &mut Vec<P
     }
     if s.max_new_tokens > q.limits.max_completion + 1 {
         out.push(
-            Problem::value(path(&format!("{here}.max_new_tokens")), format!("longer than any completion the model is trained on ({} tokens)", q.limits.max_completion))
-                .hint("raise limits.max_completion or lower max_new_tokens"),
+            Problem::value(
+                path(&format!("{here}.max_new_tokens")),
+                format!(
+                    "longer than any completion the model is trained on ({} tokens)",
+                    q.limits.max_completion
+                ),
+            )
+            .hint("raise limits.max_completion or lower max_new_tokens"),
         );
     }
 }

@@ -12,13 +12,23 @@ use super::problem::{Problem, nearest};
 
 /// Stands in for a missing field until one is found that its type takes.
 fn stand_ins() -> Vec<Value> {
-    vec![Value::from(1), Value::from("x"), Value::Bool(true), Value::Array(vec![]), Value::Object(Map::new())]
+    vec![
+        Value::from(1),
+        Value::from("x"),
+        Value::Bool(true),
+        Value::Array(vec![]),
+        Value::Object(Map::new()),
+    ]
 }
 
 /// Decodes `value`; on mistakes gives all of them, and `T` too if the rest could still be decoded
 /// (so that ranges can be checked; `Decoded::doubtful` says which parts are stand-ins).
 pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
-    let mut out = Decoded { value: None, problems: Vec::new(), doubtful: Vec::new() };
+    let mut out = Decoded {
+        value: None,
+        problems: Vec::new(),
+        doubtful: Vec::new(),
+    };
     // Every round removes or replaces at least one node, so the number of rounds is bounded by the size.
     for _ in 0..10_000 {
         let (path, message) = match attempt::<T>(&value) {
@@ -134,7 +144,9 @@ fn take_out(value: &mut Value, path: &[String], doubtful: &mut Vec<Path>) -> boo
 
 /// The node at `path`. Unit variants (`schedule: cosine`) appear in paths below their own key.
 pub fn lookup<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
-    let Some((first, rest)) = path.split_first() else { return Some(value) };
+    let Some((first, rest)) = path.split_first() else {
+        return Some(value);
+    };
     match value {
         Value::Object(map) => lookup(map.get_mut(first)?, rest),
         Value::Array(items) => lookup(items.get_mut(first.parse::<usize>().ok()?)?, rest),
@@ -143,7 +155,9 @@ pub fn lookup<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value
 }
 
 fn remove(value: &mut Value, path: &[String]) -> bool {
-    let Some((last, parents)) = path.split_last() else { return false };
+    let Some((last, parents)) = path.split_last() else {
+        return false;
+    };
     match lookup(value, parents) {
         Some(Value::Object(map)) => map.shift_remove(last).is_some(),
         Some(Value::Array(items)) => match last.parse::<usize>() {
@@ -190,7 +204,11 @@ mod tests {
     }
 
     fn messages(value: Value) -> Vec<String> {
-        decode::<Top>(value).problems.iter().map(|p| format!("{}: {}", p.path.join("."), p.message)).collect()
+        decode::<Top>(value)
+            .problems
+            .iter()
+            .map(|p| format!("{}: {}", p.path.join("."), p.message))
+            .collect()
     }
 
     #[test]
@@ -223,7 +241,8 @@ mod tests {
     #[test]
     fn a_sound_value_has_no_problems() {
         let inner = json!({ "alpha": 1.0, "k": 5, "name": "n" });
-        let top = json!({ "seeds": [0], "arms": { "a": { "cringe": inner.clone() }, "b": { "nll": {} } }, "other": inner });
+        let top =
+            json!({ "seeds": [0], "arms": { "a": { "cringe": inner.clone() }, "b": { "nll": {} } }, "other": inner });
         let decoded = decode::<Top>(top);
         assert!(decoded.problems.is_empty());
         assert!(decoded.value.is_some());
@@ -231,7 +250,14 @@ mod tests {
 
     #[test]
     fn anything_at_all_ends() {
-        for v in [json!(null), json!([]), json!({}), json!(3), json!({ "arms": 3 }), json!({ "arms": { "a": null } })] {
+        for v in [
+            json!(null),
+            json!([]),
+            json!({}),
+            json!(3),
+            json!({ "arms": 3 }),
+            json!({ "arms": { "a": null } }),
+        ] {
             assert!(!decode::<Top>(v).problems.is_empty());
         }
     }

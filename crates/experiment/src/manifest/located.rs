@@ -32,7 +32,11 @@ pub struct Places {
 impl Places {
     /// Reads the positions of `text`. A syntax error is given as message and place.
     pub fn of(text: &str) -> Result<Self, (String, Place)> {
-        let mut walk = Walk { parser: Parser::new_from_str(text), places: Self::default(), depth: 0 };
+        let mut walk = Walk {
+            parser: Parser::new_from_str(text),
+            places: Self::default(),
+            depth: 0,
+        };
         walk.document()?;
         Ok(walk.places)
     }
@@ -67,7 +71,11 @@ impl<'a> Walk<'a> {
             Some(Ok(pair)) => Ok(Some(pair)),
             Some(Err(e)) => {
                 let m = e.marker();
-                let place = Place { line: m.line(), column: m.col() + 1, len: 1 };
+                let place = Place {
+                    line: m.line(),
+                    column: m.col() + 1,
+                    len: 1,
+                };
                 Err((e.info().to_owned(), place))
             }
         }
@@ -147,8 +155,16 @@ impl<'a> Walk<'a> {
 
 fn place(span: &Span) -> Place {
     let same_line = span.start.line() == span.end.line();
-    let len = if same_line { span.end.col().saturating_sub(span.start.col()) } else { 1 };
-    Place { line: span.start.line(), column: span.start.col() + 1, len: len.max(1) }
+    let len = if same_line {
+        span.end.col().saturating_sub(span.start.col())
+    } else {
+        1
+    };
+    Place {
+        line: span.start.line(),
+        column: span.start.col() + 1,
+        len: len.max(1),
+    }
 }
 
 #[cfg(test)]

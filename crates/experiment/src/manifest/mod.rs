@@ -59,13 +59,20 @@ impl Manifest {
     pub fn read(file: &FilePath) -> Result<Self, Mistakes> {
         let name = file.display().to_string();
         let fail = |message: String| Mistakes::one(format!("error: {message}\n  --> {name}\n"));
-        let size = std::fs::metadata(file).map_err(|e| fail(format!("cannot read the manifest: {e}")))?.len();
+        let size = std::fs::metadata(file)
+            .map_err(|e| fail(format!("cannot read the manifest: {e}")))?
+            .len();
         if size > MAX_BYTES {
-            return Err(fail(format!("a manifest has at most {MAX_BYTES} bytes, this one has {size}")));
+            return Err(fail(format!(
+                "a manifest has at most {MAX_BYTES} bytes, this one has {size}"
+            )));
         }
         let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot read the manifest: {e}")))?;
         let text = String::from_utf8(bytes).map_err(|e| {
-            let good = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            let good = e.as_bytes()[..e.utf8_error().valid_up_to()]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count();
             fail(format!("not UTF-8 text, first at line {}", good + 1))
         })?;
         Self::parse(file.to_owned(), text)
@@ -75,24 +82,50 @@ impl Manifest {
     pub fn parse(file: PathBuf, text: String) -> Result<Self, Mistakes> {
         let name = file.display().to_string();
         let nowhere = Places::default();
-        let plain = Source { file: &name, text: &text, places: &nowhere };
-        let places = Places::of(&text).map_err(|(message, at)| Mistakes::one(plain.show_at(&message, None, Some(at))))?;
+        let plain = Source {
+            file: &name,
+            text: &text,
+            places: &nowhere,
+        };
+        let places =
+            Places::of(&text).map_err(|(message, at)| Mistakes::one(plain.show_at(&message, None, Some(at))))?;
         if !places.duplicates.is_empty() {
             let show = |(path, first, again): &(Path, located::Place, located::Place)| {
                 let key = path.last().map_or("", String::as_str);
-                plain.show_at(&format!("key `{key}` is given twice, first on line {}", first.line), None, Some(*again))
+                plain.show_at(
+                    &format!("key `{key}` is given twice, first on line {}", first.line),
+                    None,
+                    Some(*again),
+                )
             };
-            return Err(Mistakes { shown: places.duplicates.iter().map(show).collect() });
+            return Err(Mistakes {
+                shown: places.duplicates.iter().map(show).collect(),
+            });
         }
         let yaml: serde_yaml::Value = serde_yaml::from_str(&text).map_err(|e| {
-            let at = e.location().map(|l| located::Place { line: l.line(), column: l.column(), len: 1 });
+            let at = e.location().map(|l| located::Place {
+                line: l.line(),
+                column: l.column(),
+                len: 1,
+            });
             Mistakes::one(plain.show_at(&e.to_string(), None, at))
         })?;
-        let located = Source { places: &places, ..plain };
+        let located = Source {
+            places: &places,
+            ..plain
+        };
         let value = to_json(yaml, &mut Vec::new()).map_err(|p| Mistakes::one(located.show(&p, &p.path)))?;
         let Value::Object(mut root) = value else {
-            let message = if text.trim().is_empty() { "the manifest is empty" } else { "a manifest is a mapping of keys" };
-            return Err(Mistakes::one(plain.show_at(message, Some("see docs/manifest.md"), None)));
+            let message = if text.trim().is_empty() {
+                "the manifest is empty"
+            } else {
+                "a manifest is a mapping of keys"
+            };
+            return Err(Mistakes::one(plain.show_at(
+                message,
+                Some("see docs/manifest.md"),
+                None,
+            )));
         };
         let profiles = match root.shift_remove("profiles") {
             Some(Value::Object(map)) if !map.is_empty() && map.values().all(Value::is_object) => map,
@@ -100,9 +133,21 @@ impl Manifest {
                 let p = Problem::value(vec!["profiles".into()], "`profiles` maps names to blocks");
                 return Err(Mistakes::one(located.show(&p, &p.path)));
             }
-            None => return Err(Mistakes::one(plain.show_at("missing key `profiles`", Some("see docs/manifest.md"), None))),
+            None => {
+                return Err(Mistakes::one(plain.show_at(
+                    "missing key `profiles`",
+                    Some("see docs/manifest.md"),
+                    None,
+                )));
+            }
         };
-        Ok(Self { file, text, root, profiles, places })
+        Ok(Self {
+            file,
+            text,
+            root,
+            profiles,
+            places,
+        })
     }
 
     /// The names of the profiles; the first is the default.
@@ -113,7 +158,11 @@ impl Manifest {
     /// The manifest with `profile` (or the first) laid over it and `overrides` applied, checked.
     pub fn resolve(&self, profile: Option<&str>, overrides: &[Override]) -> Result<(String, Question), Mistakes> {
         let file = self.file.display().to_string();
-        let source = Source { file: &file, text: &self.text, places: &self.places };
+        let source = Source {
+            file: &file,
+            text: &self.text,
+            places: &self.places,
+        };
         let name = profile.unwrap_or_else(|| self.profiles.keys().next().map_or("", String::as_str));
         let Some(Value::Object(blocks)) = self.profiles.get(name) else {
             let known: Vec<&str> = self.profiles().collect();
@@ -135,7 +184,9 @@ impl Manifest {
         let mut decoded = decode::decode::<Question>(value);
         if let Some(question) = &decoded.value {
             let doubtful = |p: &Problem| decoded.doubtful.iter().any(|d| p.path.starts_with(d));
-            decoded.problems.extend(check::check(question).into_iter().filter(|p| !doubtful(p)));
+            decoded
+                .problems
+                .extend(check::check(question).into_iter().filter(|p| !doubtful(p)));
         }
         let show = |p: &Problem| match overrides.iter().rfind(|o| p.path.starts_with(&o.path)) {
             Some(o) => {
@@ -155,7 +206,14 @@ impl Manifest {
         let in_profile = path.first().is_none_or(|first| {
             self.profiles.get(profile).and_then(|b| b.get(first)).is_some() || !self.root.contains_key(first)
         });
-        if in_profile { ["profiles".into(), profile.to_owned()].into_iter().chain(path.iter().cloned()).collect() } else { path.to_vec() }
+        if in_profile {
+            ["profiles".into(), profile.to_owned()]
+                .into_iter()
+                .chain(path.iter().cloned())
+                .collect()
+        } else {
+            path.to_vec()
+        }
     }
 }
 
@@ -163,26 +221,40 @@ impl std::str::FromStr for Override {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (path, value) = text.split_once('=').ok_or_else(|| format!("`{text}` has no `=`; hint: --set key.key=value"))?;
+        let (path, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` has no `=`; hint: --set key.key=value"))?;
         let path: Path = path.split('.').map(|s| s.trim().to_owned()).collect();
         if path.iter().any(String::is_empty) {
             return Err(format!("`{text}` has an empty key; hint: --set key.key=value"));
         }
-        let yaml: serde_yaml::Value = serde_yaml::from_str(value).map_err(|e| format!("`{value}` is not a value: {e}"))?;
+        let yaml: serde_yaml::Value =
+            serde_yaml::from_str(value).map_err(|e| format!("`{value}` is not a value: {e}"))?;
         let value = to_json(yaml, &mut Vec::new()).map_err(|p| p.message)?;
-        Ok(Self { text: text.to_owned(), path, value })
+        Ok(Self {
+            text: text.to_owned(),
+            path,
+            value,
+        })
     }
 }
 
 /// Sets one value. All keys but the last must exist; the last may be an optional key left out so far.
 fn apply(value: &mut Value, o: &Override) -> Result<(), String> {
-    let Some((last, parents)) = o.path.split_last() else { return Ok(()) };
+    let Some((last, parents)) = o.path.split_last() else {
+        return Ok(());
+    };
     let mut node = value;
     for (i, key) in parents.iter().enumerate() {
-        let known: Vec<String> = node.as_object().map(|m| m.keys().cloned().collect()).unwrap_or_default();
+        let known: Vec<String> = node
+            .as_object()
+            .map(|m| m.keys().cloned().collect())
+            .unwrap_or_default();
         node = decode::lookup(node, std::slice::from_ref(key)).ok_or_else(|| {
             let near = nearest(key, known.iter().map(String::as_str));
-            let hint = near.map_or(format!("known here: {}", known.join(", ")), |k| format!("did you mean `{k}`?"));
+            let hint = near.map_or(format!("known here: {}", known.join(", ")), |k| {
+                format!("did you mean `{k}`?")
+            });
             format!("no key `{}` to override\n  hint: {hint}", o.path[..=i].join("."))
         })?;
     }
@@ -240,8 +312,11 @@ fn to_json(yaml: serde_yaml::Value, path: &mut Path) -> Result<Value, Problem> {
             Value::Object(out)
         }
         Y::Tagged(t) => {
-            return Err(Problem::value(path.clone(), format!("tags such as `{}` are not used in manifests", t.tag))
-                .hint("a choice is a one-key map, `loss: { nll: {} }`"));
+            return Err(Problem::value(
+                path.clone(),
+                format!("tags such as `{}` are not used in manifests", t.tag),
+            )
+            .hint("a choice is a one-key map, `loss: { nll: {} }`"));
         }
     })
 }

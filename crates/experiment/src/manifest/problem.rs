@@ -20,17 +20,27 @@ pub struct Problem {
 impl Problem {
     /// A problem with the key at `path`.
     pub fn key(path: Path, message: impl Into<String>) -> Self {
-        Self { path, message: message.into(), hint: None, on_value: false }
+        Self {
+            path,
+            message: message.into(),
+            hint: None,
+            on_value: false,
+        }
     }
 
     /// A problem with the value at `path`.
     pub fn value(path: Path, message: impl Into<String>) -> Self {
-        Self { on_value: true, ..Self::key(path, message) }
+        Self {
+            on_value: true,
+            ..Self::key(path, message)
+        }
     }
 
     /// True if this is an unknown key that was probably meant to be `path`.
     pub fn misspells(&self, path: &[String]) -> bool {
-        let (Some((word, parent)), Some((_, own))) = (path.split_last(), self.path.split_last()) else { return false };
+        let (Some((word, parent)), Some((_, own))) = (path.split_last(), self.path.split_last()) else {
+            return false;
+        };
         parent == own && self.hint.as_deref() == Some(&format!("did you mean `{word}`?"))
     }
 
@@ -64,7 +74,11 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// One problem as shown in the terminal; `path` is the path in the file.
     pub fn show(&self, problem: &Problem, path: &[String]) -> String {
-        let place = if problem.on_value { self.places.value(path) } else { self.places.nearest(path) };
+        let place = if problem.on_value {
+            self.places.value(path)
+        } else {
+            self.places.nearest(path)
+        };
         self.show_at(&problem.message, problem.hint.as_deref(), place)
     }
 
@@ -78,8 +92,11 @@ impl Source<'_> {
             Some(p) => {
                 let line = self.text.lines().nth(p.line.saturating_sub(1)).unwrap_or("");
                 let width = p.line.to_string().len();
-                let pad: String =
-                    line.chars().take(p.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+                let pad: String = line
+                    .chars()
+                    .take(p.column - 1)
+                    .map(|c| if c == '\t' { '\t' } else { ' ' })
+                    .collect();
                 let left = line.chars().count().saturating_sub(p.column - 1).max(1);
                 let _ = writeln!(out, "{:width$}--> {}:{}:{}", "", self.file, p.line, p.column);
                 let _ = writeln!(out, "{:width$} |", "");

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use unsay_data::{Files, Limits};
 use unsay_losses::Loss;
 use unsay_model::{Sampling, Size};
-use unsay_report::figures::FigureSpec;
+use unsay_report::{FigureSpec, SummarySpec};
 use unsay_train::Settings;
 
 /// One question with everything needed to answer it: a manifest with one of its profiles laid over it.
@@ -44,7 +44,7 @@ pub struct Question {
     /// Prompts whose completions are shown side by side.
     pub samples: Vec<String>,
     /// The table of the results page.
-    pub table: Table,
+    pub table: SummarySpec,
     /// What is drawn from the tables.
     pub figures: Vec<FigureSpec>,
 }
@@ -144,7 +144,10 @@ pub struct LimitsBlock {
 impl LimitsBlock {
     /// The two limits, as the data crate wants them.
     pub fn limits(&self) -> Limits {
-        Limits { max_prompt: self.max_prompt, max_completion: self.max_completion }
+        Limits {
+            max_prompt: self.max_prompt,
+            max_completion: self.max_completion,
+        }
     }
 }
 
@@ -266,14 +269,4 @@ pub enum JudgeName {
     A,
     /// Classifier B, which only evaluates.
     B,
-}
-
-/// The table of the results page.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Table {
-    /// Columns.
-    pub metrics: Vec<String>,
-    /// The arm that others are compared with, pair by pair.
-    pub baseline: String,
 }

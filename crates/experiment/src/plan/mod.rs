@@ -203,7 +203,14 @@ impl Plan {
         if let Some(found) = self.steps.iter().position(|s| s.key == key) {
             return found;
         }
-        self.steps.push(Step { key, kind, seed, inputs, title, threads });
+        self.steps.push(Step {
+            key,
+            kind,
+            seed,
+            inputs,
+            title,
+            threads,
+        });
         self.steps.len() - 1
     }
 

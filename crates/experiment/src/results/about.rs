@@ -4,77 +4,76 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use unsay_report::figures::FigureSpec;
+use unsay_report::{FigureSpec, SummarySpec};
 
 use crate::commands::Prepared;
-use crate::manifest::question::Table;
 use crate::plan::Checkpoint;
 use crate::steps::EvaluationFile;
 use crate::store::{Store, write_atomic};
 
 /// The file in the results folder.
-pub const FILE: &str = "about.json";
+pub(super) const FILE: &str = "about.json";
 
 /// Everything that the page and the figures need and no table holds.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct About {
+pub(super) struct About {
     /// Name of the experiment.
-    pub name: String,
+    pub(super) name: String,
     /// Profile.
-    pub profile: String,
+    pub(super) profile: String,
     /// The question.
-    pub question: String,
+    pub(super) question: String,
     /// Shown before generated text.
-    pub content_warning: Option<String>,
+    pub(super) content_warning: Option<String>,
     /// Arms in the order of the manifest.
-    pub arms: Vec<String>,
+    pub(super) arms: Vec<String>,
     /// Run seeds.
-    pub seeds: Vec<u64>,
+    pub(super) seeds: Vec<u64>,
     /// `valid` or `test`.
-    pub split: String,
+    pub(super) split: String,
     /// Values given with `--set`.
-    pub overrides: Vec<String>,
+    pub(super) overrides: Vec<String>,
     /// The table of the page.
-    pub table: Table,
+    pub(super) table: SummarySpec,
     /// The figures.
-    pub figures: Vec<FigureSpec>,
+    pub(super) figures: Vec<FigureSpec>,
     /// Prompts with a reply of every arm, from the first seed.
-    pub samples: Vec<SampleRow>,
+    pub(super) samples: Vec<SampleRow>,
     /// Where and with what it was made.
-    pub environment: Environment,
+    pub(super) environment: Environment,
     /// Seconds of work by kind of step, summed over steps; steps run side by side.
-    pub seconds: Vec<(String, f64)>,
+    pub(super) seconds: Vec<(String, f64)>,
 }
 
 /// One prompt.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct SampleRow {
+pub(super) struct SampleRow {
     /// The prompt.
-    pub prompt: String,
+    pub(super) prompt: String,
     /// Arm and reply.
-    pub replies: Vec<(String, String)>,
+    pub(super) replies: Vec<(String, String)>,
 }
 
 /// Where a run was made.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Environment {
+pub(super) struct Environment {
     /// Version of unsay.
-    pub unsay: String,
+    pub(super) unsay: String,
     /// Commit of the working tree, with `+changes` when it was not clean.
-    pub commit: String,
+    pub(super) commit: String,
     /// Version of libtorch that this was built for.
-    pub libtorch: String,
+    pub(super) libtorch: String,
     /// Processor.
-    pub processor: String,
+    pub(super) processor: String,
     /// Cores.
-    pub cores: usize,
+    pub(super) cores: usize,
     /// Arithmetic.
-    pub dtype: String,
+    pub(super) dtype: String,
 }
 
 impl About {
     /// What there is to say about a finished run.
-    pub fn of(p: &Prepared, store: &Store, overrides: &[String]) -> Result<Self> {
+    pub(super) fn of(p: &Prepared, store: &Store, overrides: &[String]) -> Result<Self> {
         let q = &p.question;
         Ok(Self {
             name: q.name.clone(),
@@ -94,26 +93,40 @@ impl About {
     }
 
     /// Reads it from a results folder.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("`{}` is not as written by unsay", path.display()))
     }
 
     /// Writes it into a results folder.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        write_atomic(&folder.join(FILE), format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        write_atomic(
+            &folder.join(FILE),
+            format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes(),
+        )
     }
 }
 
 fn samples(p: &Prepared, store: &Store) -> Result<Vec<SampleRow>> {
-    let Some(seed) = p.question.seeds.first() else { return Ok(Vec::new()) };
-    let mut rows: Vec<SampleRow> =
-        p.question.samples.iter().map(|prompt| SampleRow { prompt: prompt.clone(), replies: Vec::new() }).collect();
+    let Some(seed) = p.question.seeds.first() else {
+        return Ok(Vec::new());
+    };
+    let mut rows: Vec<SampleRow> = p
+        .question
+        .samples
+        .iter()
+        .map(|prompt| SampleRow {
+            prompt: prompt.clone(),
+            replies: Vec::new(),
+        })
+        .collect();
     for arm in p.question.arms.keys() {
-        let found = p.plan.points.iter().find(|x| {
-            x.arm == *arm && x.seed == *seed && x.last_iteration && x.checkpoint == Checkpoint::Best
-        });
+        let found = p
+            .plan
+            .points
+            .iter()
+            .find(|x| x.arm == *arm && x.seed == *seed && x.last_iteration && x.checkpoint == Checkpoint::Best);
         let point = found.with_context(|| format!("arm `{arm}` was not evaluated"))?;
         let file = EvaluationFile::read(&store.dir(&p.plan.steps[point.evaluate]))?;
         for (row, sample) in rows.iter_mut().zip(file.samples) {
@@ -139,13 +152,21 @@ fn seconds(p: &Prepared, store: &Store) -> Vec<(String, f64)> {
 impl Environment {
     fn here() -> Self {
         let git = |args: &[&str]| {
-            let out = std::process::Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+            let out = std::process::Command::new("git")
+                .args(args)
+                .output()
+                .ok()
+                .filter(|o| o.status.success())?;
             Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
         };
-        let changes = git(&["status", "--porcelain", "--", "crates", "experiments", "Cargo.lock"]).is_some_and(|s| !s.is_empty());
+        let changes =
+            git(&["status", "--porcelain", "--", "crates", "experiments", "Cargo.lock"]).is_some_and(|s| !s.is_empty());
         let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpu.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split(": ").nth(1));
+        let model = cpu
+            .lines()
+            .find(|l| l.starts_with("model name"))
+            .and_then(|l| l.split(": ").nth(1));
         Self {
             unsay: env!("CARGO_PKG_VERSION").into(),
             commit: if changes { format!("{commit}+changes") } else { commit },

@@ -12,12 +12,12 @@ use crate::steps::{ACCURACY, EvaluationFile, LOG, SelectionFile};
 use crate::store::Store;
 
 /// The arm of curves that all arms share.
-pub const SHARED: &str = "shared";
+const SHARED: &str = "shared";
 /// The checkpoint of values from before an arm's training.
 const BASE: &str = "base";
 
 /// All results of a finished run.
-pub fn tables(p: &Prepared, store: &Store) -> Result<Tables> {
+pub(super) fn tables(p: &Prepared, store: &Store) -> Result<Tables> {
     let mut tables = Tables::default();
     for point in &p.plan.points {
         evaluation(p, store, point, &mut tables)?;
@@ -35,38 +35,59 @@ fn evaluation(p: &Prepared, store: &Store, point: &Point, tables: &mut Tables) -
     let file = EvaluationFile::read(&store.dir(&p.plan.steps[point.evaluate]))?;
     let checkpoint = point.checkpoint.name();
     if point.last_iteration {
-        tables.runs.extend(file.values.iter().map(|(metric, subset, value, n)| RunRow {
-            arm: point.arm.clone(),
-            seed: point.seed,
-            checkpoint: checkpoint.to_owned(),
-            metric: metric.clone(),
-            subset: subset.clone(),
-            value: *value,
-            n: *n,
-        }));
+        tables
+            .runs
+            .extend(file.values.iter().map(|(metric, subset, value, n)| RunRow {
+                arm: point.arm.clone(),
+                seed: point.seed,
+                checkpoint: checkpoint.to_owned(),
+                metric: metric.clone(),
+                subset: subset.clone(),
+                value: *value,
+                n: *n,
+            }));
     }
     let iterative = matches!(p.question.arms.get(&point.arm), Some(Arm::Iterate { .. }));
-    tables.scores.extend(file.scores.into_iter().map(|(evaluator, subset, example, value)| ScoreRow {
-        arm: point.arm.clone(),
-        seed: point.seed,
-        checkpoint: checkpoint.to_owned(),
-        iteration: iterative.then_some(point.iteration),
-        evaluator,
-        subset,
-        example,
-        value,
-    }));
+    tables.scores.extend(
+        file.scores
+            .into_iter()
+            .map(|(evaluator, subset, example, value)| ScoreRow {
+                arm: point.arm.clone(),
+                seed: point.seed,
+                checkpoint: checkpoint.to_owned(),
+                iteration: iterative.then_some(point.iteration),
+                evaluator,
+                subset,
+                example,
+                value,
+            }),
+    );
     Ok(())
 }
 
 /// Every trained arm gets the values of the model it started from, at the checkpoint `base`.
 fn before(p: &Prepared, tables: &mut Tables) {
-    let Some(base) = p.question.arms.iter().find(|(_, a)| matches!(a, Arm::Pretrained {})).map(|(name, _)| name.as_str()) else {
+    let Some(base) = p
+        .question
+        .arms
+        .iter()
+        .find(|(_, a)| matches!(a, Arm::Pretrained {}))
+        .map(|(name, _)| name.as_str())
+    else {
         return;
     };
-    let of_base: Vec<RunRow> = tables.runs.iter().filter(|r| r.arm == base && r.checkpoint == "last").cloned().collect();
+    let of_base: Vec<RunRow> = tables
+        .runs
+        .iter()
+        .filter(|r| r.arm == base && r.checkpoint == "last")
+        .cloned()
+        .collect();
     for (arm, _) in p.question.arms.iter().filter(|(name, _)| name.as_str() != base) {
-        tables.runs.extend(of_base.iter().map(|r| RunRow { arm: arm.clone(), checkpoint: BASE.to_owned(), ..r.clone() }));
+        tables.runs.extend(of_base.iter().map(|r| RunRow {
+            arm: arm.clone(),
+            checkpoint: BASE.to_owned(),
+            ..r.clone()
+        }));
     }
 }
 
@@ -81,11 +102,18 @@ fn classifiers(p: &Prepared, store: &Store, tables: &mut Tables) -> Result<()> {
     for point in points {
         for which in [Which::A, Which::B] {
             let evaluate = &p.plan.steps[point.evaluate];
-            let step = &p.plan.steps[evaluate.input(which.name()).context("an evaluation without classifiers")?];
+            let step = &p.plan.steps[evaluate
+                .input(which.name())
+                .context("an evaluation without classifiers")?];
             let path = store.dir(step).join(ACCURACY);
             let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            let file: Value = serde_json::from_str(&text).with_context(|| format!("`{}` is not as written", path.display()))?;
-            let number = |key: &str| file[split][key].as_f64().with_context(|| format!("`{}` lacks `{key}`", path.display()));
+            let file: Value =
+                serde_json::from_str(&text).with_context(|| format!("`{}` is not as written", path.display()))?;
+            let number = |key: &str| {
+                file[split][key]
+                    .as_f64()
+                    .with_context(|| format!("`{}` lacks `{key}`", path.display()))
+            };
             let n = number("n_positive")? + number("n_negative")?;
             for key in ["accuracy", "balanced_accuracy", "auc"] {
                 tables.runs.push(RunRow {
@@ -141,8 +169,15 @@ fn steps(p: &Prepared, store: &Store, curve: &Curve, tables: &mut Tables) -> Res
             metric,
             value,
         };
-        tables.steps.extend(metrics.into_iter().map(|(name, value)| row(name, value)));
-        tables.steps.extend(valid.into_iter().flatten().map(|(name, value)| row(format!("valid_{name}"), value)));
+        tables
+            .steps
+            .extend(metrics.into_iter().map(|(name, value)| row(name, value)));
+        tables.steps.extend(
+            valid
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| row(format!("valid_{name}"), value)),
+        );
     }
     Ok(())
 }

@@ -41,13 +41,20 @@ impl Board {
     /// The next step that can start beside what runs. Steps with several threads run alone: libtorch's thread
     /// count is one number for the process, and sums depend on it.
     fn next(&self, plan: &Plan) -> Option<usize> {
-        let running: Vec<&Step> = plan.steps.iter().zip(&self.status).filter(|(_, s)| **s == Status::Running).map(|(p, _)| p).collect();
+        let running: Vec<&Step> = plan
+            .steps
+            .iter()
+            .zip(&self.status)
+            .filter(|(_, s)| **s == Status::Running)
+            .map(|(p, _)| p)
+            .collect();
         if running.iter().any(|s| s.threads > 1) {
             return None;
         }
         let ready = |step: &Step| step.inputs.iter().all(|(_, i)| self.status[*i] == Status::Done);
         let fits = |step: &Step| step.threads == 1 || running.is_empty();
-        (0..plan.steps.len()).find(|i| self.status[*i] == Status::Waiting && ready(&plan.steps[*i]) && fits(&plan.steps[*i]))
+        (0..plan.steps.len())
+            .find(|i| self.status[*i] == Status::Waiting && ready(&plan.steps[*i]) && fits(&plan.steps[*i]))
     }
 
     fn running(&self) -> bool {
@@ -58,20 +65,33 @@ impl Board {
 /// Runs what is missing with `workers` steps at a time. On an error the running steps are finished, no new ones
 /// are begun, and the first error is given.
 pub fn run(plan: &Plan, store: &Store, workers: usize, stop: &Stop) -> Result<Ended> {
-    let status: Vec<Status> = plan.steps.iter().map(|s| if store.has(s) { Status::Done } else { Status::Waiting }).collect();
+    let status: Vec<Status> = plan
+        .steps
+        .iter()
+        .map(|s| if store.has(s) { Status::Done } else { Status::Waiting })
+        .collect();
     let done = status.iter().filter(|s| **s == Status::Done).count();
     let progress = Progress::new(plan.steps.len(), done);
     if done > 0 {
-        progress.say(&format!("{done} of {} steps are in the store already", plan.steps.len()));
+        progress.say(&format!(
+            "{done} of {} steps are in the store already",
+            plan.steps.len()
+        ));
     }
-    let board = Mutex::new(Board { status, errors: Vec::new(), stopped: false });
+    let board = Mutex::new(Board {
+        status,
+        errors: Vec::new(),
+        stopped: false,
+    });
     let changed = Condvar::new();
     std::thread::scope(|scope| {
         for _ in 0..workers.max(1) {
             scope.spawn(|| worker(plan, store, stop, &progress, &board, &changed));
         }
     });
-    let board = board.into_inner().map_err(|_| anyhow!("a worker panicked; this is a defect of unsay, please report it"))?;
+    let board = board
+        .into_inner()
+        .map_err(|_| anyhow!("a worker panicked; this is a defect of unsay, please report it"))?;
     match board.errors.into_iter().next() {
         Some(error) => Err(error),
         None if board.stopped => Ok(Ended::Stopped),
@@ -121,10 +141,21 @@ fn run_step(plan: &Plan, step: &Step, store: &Store, stop: &Stop, progress: &Pro
     let begun = Instant::now();
     let meter = progress.meter(&step.title);
     let dir = store.work_dir(step)?;
-    let work = Work { plan, step, store, dir, meter: &meter, stop };
+    let work = Work {
+        plan,
+        step,
+        store,
+        dir,
+        meter: &meter,
+        stop,
+    };
     // A panic in a step is a defect, but it must not take the other steps' work with it.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| steps::run(&work)))
-        .unwrap_or_else(|_| Err(anyhow!("the step panicked; this is a defect of unsay, please report it")))
+        .unwrap_or_else(|_| {
+            Err(anyhow!(
+                "the step panicked; this is a defect of unsay, please report it"
+            ))
+        })
         .with_context(|| format!("step `{}` failed", step.title))?;
     if outcome == Outcome::Done {
         let wall_secs = begun.elapsed().as_secs_f64();

@@ -22,14 +22,19 @@ impl Progress {
     pub fn new(total: usize, done: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bars = terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        Self { bars, total, done: Mutex::new(done) }
+        Self {
+            bars,
+            total,
+            done: Mutex::new(done),
+        }
     }
 
     /// A step begins.
     pub fn meter(&self, title: &str) -> Meter<'_> {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(0));
-            let style = ProgressStyle::with_template("  {msg:44!} {bar:24} {pos:>6}/{len:<6} {per_sec:>10} {eta:>4} left");
+            let style =
+                ProgressStyle::with_template("  {msg:44!} {bar:24} {pos:>6}/{len:<6} {per_sec:>10} {eta:>4} left");
             if let Ok(style) = style {
                 bar.set_style(style.progress_chars("━╸ "));
             }
@@ -37,8 +42,17 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });
-        let plain = Mutex::new(Plain { begun: Instant::now(), said: Instant::now(), total: 0 });
-        Meter { progress: self, title: title.to_owned(), bar, plain }
+        let plain = Mutex::new(Plain {
+            begun: Instant::now(),
+            said: Instant::now(),
+            total: 0,
+        });
+        Meter {
+            progress: self,
+            title: title.to_owned(),
+            bar,
+            plain,
+        }
     }
 
     /// Says one line without disturbing the bars.
@@ -68,13 +82,21 @@ impl Meter<'_> {
     /// Begins a piece of work of `total` parts, of which `done` are done already.
     pub fn start(&self, what: &str, total: u64, done: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_message(if what.is_empty() { self.title.clone() } else { format!("{}: {what}", self.title) });
+            bar.set_message(if what.is_empty() {
+                self.title.clone()
+            } else {
+                format!("{}: {what}", self.title)
+            });
             bar.set_length(total);
             bar.set_position(done);
             bar.reset_eta();
         }
         if let Ok(mut plain) = self.plain.lock() {
-            *plain = Plain { begun: Instant::now(), said: Instant::now(), total };
+            *plain = Plain {
+                begun: Instant::now(),
+                said: Instant::now(),
+                total,
+            };
         }
     }
 
@@ -89,7 +111,8 @@ impl Meter<'_> {
                 }
                 plain.said = Instant::now();
                 let left = plain.begun.elapsed().as_secs_f64() / done as f64 * plain.total.saturating_sub(done) as f64;
-                self.progress.say(&format!("  {}: {done}/{}, {left:.0} s left", self.title, plain.total));
+                self.progress
+                    .say(&format!("  {}: {done}/{}, {left:.0} s left", self.title, plain.total));
             }
         }
     }
@@ -109,6 +132,7 @@ impl Meter<'_> {
             *d
         });
         let total = self.progress.total;
-        self.progress.say(&format!("[{done:>3}/{total}] {:<52} {wall_secs:>7.1} s", self.title));
+        self.progress
+            .say(&format!("[{done:>3}/{total}] {:<52} {wall_secs:>7.1} s", self.title));
     }
 }

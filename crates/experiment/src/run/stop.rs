@@ -16,7 +16,8 @@ impl Stop {
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
         for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop.0)).context("cannot listen for signals")?;
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop.0))
+                .context("cannot listen for signals")?;
             signal_hook::flag::register(signal, Arc::clone(&stop.0)).context("cannot listen for signals")?;
         }
         Ok(stop)

@@ -19,11 +19,11 @@ use crate::plan::{Checkpoint, Which};
 use crate::store::write_atomic;
 
 /// One score a line.
-pub const SCORES: &str = "scores.jsonl";
+pub(super) const SCORES: &str = "scores.jsonl";
 /// Values over all examples.
-pub const SUMMARY: &str = "summary.json";
+pub(super) const SUMMARY: &str = "summary.json";
 /// The replies.
-pub const GENERATIONS: &str = "generations.jsonl";
+pub(super) const GENERATIONS: &str = "generations.jsonl";
 
 /// Examples of a measure's own set.
 const ALL: &str = "all";
@@ -60,16 +60,28 @@ impl EvaluationFile {
             let path = dir.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))
         };
-        let mut file: Self = serde_json::from_str(&read(SUMMARY)?).with_context(|| format!("`{SUMMARY}` is not as written"))?;
+        let mut file: Self =
+            serde_json::from_str(&read(SUMMARY)?).with_context(|| format!("`{SUMMARY}` is not as written"))?;
         for line in read(SCORES)?.lines() {
-            file.scores.push(serde_json::from_str(line).with_context(|| format!("`{SCORES}` is not as written"))?);
+            file.scores
+                .push(serde_json::from_str(line).with_context(|| format!("`{SCORES}` is not as written"))?);
         }
         Ok(file)
     }
 
     fn add(&mut self, found: Evaluation, subset: &str) {
-        self.values.extend(found.corpus.into_iter().map(|a| (a.name, subset.to_owned(), a.value, a.n as u64)));
-        self.scores.extend(found.scores.into_iter().map(|s| (s.evaluator, subset.to_owned(), s.example, s.value)));
+        self.values.extend(
+            found
+                .corpus
+                .into_iter()
+                .map(|a| (a.name, subset.to_owned(), a.value, a.n as u64)),
+        );
+        self.scores.extend(
+            found
+                .scores
+                .into_iter()
+                .map(|s| (s.evaluator, subset.to_owned(), s.example, s.value)),
+        );
     }
 }
 
@@ -83,11 +95,23 @@ struct Speaker<'a> {
 
 impl Speaker<'_> {
     fn replies(&self, what: &str, examples: &[Example], sampling: &Sampling, gold: bool) -> Result<Vec<Generation>> {
-        let settings = RolloutSettings { samples_per_prompt: 1, batch: BATCH, sampling: sampling.clone() };
+        let settings = RolloutSettings {
+            samples_per_prompt: 1,
+            batch: BATCH,
+            sampling: sampling.clone(),
+        };
         let seed = stream(self.work.step.seed, what, 0).next_u64();
         self.work.meter.start(what, examples.len() as u64, 0);
         let mut progress = |done: usize| self.work.meter.set(done as u64);
-        let replies = rollout(&self.decoder, &self.tokenizer, &self.limits, examples, &settings, seed, &mut progress)?;
+        let replies = rollout(
+            &self.decoder,
+            &self.tokenizer,
+            &self.limits,
+            examples,
+            &settings,
+            seed,
+            &mut progress,
+        )?;
         let generation = |reply: unsay_rl::Rollout| {
             let example = &examples[reply.prompt];
             Generation {
@@ -122,18 +146,32 @@ impl Sets {
             EvalSplit::Test => "test",
         };
         let feedback = work.examples("feedback", split)?;
-        let mut replies: Vec<Example> = feedback.iter().filter(|e| e.label != Label::Unlabelled).cloned().collect();
+        let mut replies: Vec<Example> = feedback
+            .iter()
+            .filter(|e| e.label != Label::Unlabelled)
+            .cloned()
+            .collect();
         let mut dialogue = work.examples("dialogue", split)?;
         for (set, n) in [(&mut replies, evaluate.replies), (&mut dialogue, evaluate.dialogues)] {
             set.shuffle(&mut stream(0, "evaluation set", 0));
             set.truncate(n);
         }
-        Ok(Self { prompts: distinct_prompts(feedback, evaluate.prompts, 0), dialogue, replies })
+        Ok(Self {
+            prompts: distinct_prompts(feedback, evaluate.prompts, 0),
+            dialogue,
+            replies,
+        })
     }
 }
 
 /// Measures and writes.
-pub fn run(work: &Work<'_>, checkpoint: Checkpoint, evaluate: &Evaluate, limits: &Limits, samples: &[String]) -> Result<Outcome> {
+pub(super) fn run(
+    work: &Work<'_>,
+    checkpoint: Checkpoint,
+    evaluate: &Evaluate,
+    limits: &Limits,
+    samples: &[String],
+) -> Result<Outcome> {
     let speaker = Speaker {
         work,
         decoder: models::load_decoder(&work.input("model")?, checkpoint)?,
@@ -187,7 +225,14 @@ fn unseen_of(prompts: &[Example], replies: &[Generation]) -> Option<Vec<Generati
     if seen == 0 || seen == prompts.len() {
         return None;
     }
-    Some(prompts.iter().zip(replies).filter(|(e, _)| !e.seen_prompt).map(|(_, r)| r.clone()).collect())
+    Some(
+        prompts
+            .iter()
+            .zip(replies)
+            .filter(|(e, _)| !e.seen_prompt)
+            .map(|(_, r)| r.clone())
+            .collect(),
+    )
 }
 
 fn judge(work: &Work<'_>, name: JudgeName, limits: &Limits) -> Result<Box<dyn Judge>> {
@@ -211,7 +256,13 @@ fn samples(speaker: &Speaker<'_>, prompts: &[String], sampling: &Sampling) -> Re
     };
     let examples: Vec<Example> = prompts.iter().enumerate().map(example).collect();
     let replies = speaker.replies("samples", &examples, sampling, false)?;
-    Ok(replies.into_iter().map(|r| Sample { prompt: r.prompt, completion: r.completion }).collect())
+    Ok(replies
+        .into_iter()
+        .map(|r| Sample {
+            prompt: r.prompt,
+            completion: r.completion,
+        })
+        .collect())
 }
 
 fn write(work: &Work<'_>, file: &EvaluationFile, replies: &[Generation]) -> Result<()> {

@@ -56,7 +56,10 @@ impl Work<'_> {
 
     /// The step that plays `role`.
     pub fn input_step(&self, role: &str) -> Result<&Step> {
-        let index = self.step.input(role).with_context(|| format!("step `{}` has no input `{role}`", self.step.title))?;
+        let index = self
+            .step
+            .input(role)
+            .with_context(|| format!("step `{}` has no input `{role}`", self.step.title))?;
         Ok(&self.plan.steps[index])
     }
 
@@ -78,12 +81,23 @@ pub fn run(work: &Work<'_>) -> Result<Outcome> {
         Kind::Tokenizer { vocab_size } => tokenizer::run(work, *vocab_size),
         Kind::Pretrain { model, limits, train } => training::pretrain(work, model, limits, train),
         Kind::Classifier { which, limits, train } => training::classifier(work, *which, limits, train),
-        Kind::Train { loss, iteration, limits, mixture, train } => {
-            training::arm(work, loss, *iteration, limits, mixture, train)
-        }
-        Kind::Rollout { iteration, iterate, limits } => rollout::run(work, *iteration, iterate, limits),
-        Kind::Evaluate { checkpoint, evaluate, limits, samples } => {
-            evaluate::run(work, *checkpoint, evaluate, limits, samples)
-        }
+        Kind::Train {
+            loss,
+            iteration,
+            limits,
+            mixture,
+            train,
+        } => training::arm(work, loss, *iteration, limits, mixture, train),
+        Kind::Rollout {
+            iteration,
+            iterate,
+            limits,
+        } => rollout::run(work, *iteration, iterate, limits),
+        Kind::Evaluate {
+            checkpoint,
+            evaluate,
+            limits,
+            samples,
+        } => evaluate::run(work, *checkpoint, evaluate, limits, samples),
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use tch::Device;
-use unsay_data::{Tokenizer, Limits};
+use unsay_data::{Limits, Tokenizer};
 use unsay_model::{Decoder, SequenceClassifier};
 use unsay_reward::LearnedJudge;
 
@@ -12,10 +12,10 @@ use super::{Work, tokenizer};
 use crate::plan::{Checkpoint, Which};
 
 /// Replies generated or judged at once.
-pub const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Where a training step keeps the weights of a checkpoint.
-pub fn checkpoint_dir(step: &Path, checkpoint: Checkpoint) -> PathBuf {
+pub(super) fn checkpoint_dir(step: &Path, checkpoint: Checkpoint) -> PathBuf {
     step.join(checkpoint.name())
 }
 
@@ -30,7 +30,7 @@ pub fn load_tokenizer(step: &Path) -> Result<Tokenizer> {
 }
 
 /// Classifier A or B as a judge.
-pub fn judge(work: &Work<'_>, which: Which, limits: &Limits) -> Result<LearnedJudge> {
+pub(super) fn judge(work: &Work<'_>, which: Which, limits: &Limits) -> Result<LearnedJudge> {
     let step = work.input(which.name())?;
     let classifier = SequenceClassifier::load(&checkpoint_dir(&step, Checkpoint::Best), Device::Cpu)?;
     let tokenizer = load_tokenizer(&work.input("tokenizer")?)?;

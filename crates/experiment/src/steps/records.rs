@@ -2,17 +2,22 @@
 
 use anyhow::Result;
 use rand::seq::SliceRandom;
-use unsay_data::testbed::safety::{self, Split};
 use unsay_data::catalog::{self, Origin, Places};
+use unsay_data::testbed::safety::{self, Split};
 use unsay_data::{Example, Splits, stream, write_examples};
 
 use super::{Outcome, Work};
 use crate::manifest::question::{Part, Sizes, Source, World};
 
 /// Brings a source into the normal form.
-pub fn run(work: &Work<'_>, source: &Source) -> Result<Outcome> {
+pub(super) fn run(work: &Work<'_>, source: &Source) -> Result<Outcome> {
     let splits = match source {
-        Source::Testbed { world: World::Safety, part, seed, sizes } => testbed(*part, *seed, sizes),
+        Source::Testbed {
+            world: World::Safety,
+            part,
+            seed,
+            sizes,
+        } => testbed(*part, *seed, sizes),
         Source::Catalog { name, sizes } => {
             let loaded = catalog::load(name, &Places::from_environment())?;
             let (how, folder) = match &loaded.origin {
@@ -20,7 +25,11 @@ pub fn run(work: &Work<'_>, source: &Source) -> Result<Outcome> {
                 Origin::Cache(folder) => ("in the cache", folder),
                 Origin::Source(folder) => ("fetched to", folder),
             };
-            work.meter.say(&format!("  dataset `{name}`: {how} {}; {} rows left out", folder.display(), loaded.dropped));
+            work.meter.say(&format!(
+                "  dataset `{name}`: {how} {}; {} rows left out",
+                folder.display(),
+                loaded.dropped
+            ));
             match sizes {
                 Some(sizes) => limited(loaded.splits, sizes),
                 None => loaded.splits,
@@ -28,7 +37,11 @@ pub fn run(work: &Work<'_>, source: &Source) -> Result<Outcome> {
         }
         Source::Files(files) => files.read()?,
     };
-    for (name, examples) in [("train", &splits.train), ("valid", &splits.valid), ("test", &splits.test)] {
+    for (name, examples) in [
+        ("train", &splits.train),
+        ("valid", &splits.valid),
+        ("test", &splits.test),
+    ] {
         write_examples(work.dir.join(format!("{name}.jsonl")), examples)?;
     }
     Ok(Outcome::Done)
@@ -48,7 +61,11 @@ fn testbed(part: Part, seed: u64, sizes: &Sizes) -> Splits {
         let valid = all.split_off(sizes.train);
         return Splits::new(all, valid, test);
     }
-    Splits::new(of(Split::Train, sizes.train), of(Split::Valid, sizes.valid), of(Split::Test, sizes.test))
+    Splits::new(
+        of(Split::Train, sizes.train),
+        of(Split::Valid, sizes.valid),
+        of(Split::Test, sizes.test),
+    )
 }
 
 /// The first of a fixed shuffle of each split.

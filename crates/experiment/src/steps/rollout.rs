@@ -17,9 +17,9 @@ use crate::plan::{Checkpoint, Which};
 use crate::store::write_atomic;
 
 /// The labelled replies that are trained on.
-pub const REPLIES: &str = "replies.jsonl";
+pub(super) const REPLIES: &str = "replies.jsonl";
 /// What was generated, labelled and kept.
-pub const SELECTION: &str = "selection.json";
+pub(super) const SELECTION: &str = "selection.json";
 
 /// Content of [`SELECTION`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,15 +42,21 @@ impl SelectionFile {
 }
 
 /// Generates, labels, selects.
-pub fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &Limits) -> Result<Outcome> {
+pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &Limits) -> Result<Outcome> {
     let seed = stream(work.step.seed, "own replies", u64::from(iteration)).next_u64();
     let decoder = models::load_decoder(&work.input("model")?, Checkpoint::Best)?;
     let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
     let prompts = distinct_prompts(work.examples("feedback", "train")?, iterate.prompts, seed);
-    let settings = RolloutSettings { samples_per_prompt: iterate.per_prompt, batch: BATCH, sampling: iterate.sampling.clone() };
+    let settings = RolloutSettings {
+        samples_per_prompt: iterate.per_prompt,
+        batch: BATCH,
+        sampling: iterate.sampling.clone(),
+    };
     let total = prompts.len() * iterate.per_prompt;
     work.meter.start("replies", total as u64, 0);
-    let replies = rollout(&decoder, &tokenizer, limits, &prompts, &settings, seed, &mut |done| work.meter.set(done as u64))?;
+    let replies = rollout(&decoder, &tokenizer, limits, &prompts, &settings, seed, &mut |done| {
+        work.meter.set(done as u64)
+    })?;
     if work.stop.asked() {
         return Ok(Outcome::Stopped);
     }
@@ -69,12 +75,15 @@ pub fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &Limits) 
         outcome: selection.outcome,
     };
     write_examples(work.dir.join(REPLIES), &examples)?;
-    write_atomic(&work.dir.join(SELECTION), serde_json::to_string_pretty(&file)?.as_bytes())?;
+    write_atomic(
+        &work.dir.join(SELECTION),
+        serde_json::to_string_pretty(&file)?.as_bytes(),
+    )?;
     Ok(Outcome::Done)
 }
 
 /// The first example of every distinct prompt, in a shuffled order, at most `n`.
-pub fn distinct_prompts(examples: Vec<Example>, n: usize, seed: u64) -> Vec<Example> {
+pub(super) fn distinct_prompts(examples: Vec<Example>, n: usize, seed: u64) -> Vec<Example> {
     let mut seen = std::collections::HashSet::new();
     let mut distinct: Vec<Example> = examples.into_iter().filter(|e| seen.insert(e.prompt.clone())).collect();
     distinct.shuffle(&mut stream(seed, "prompts", 0));

@@ -6,10 +6,10 @@ use unsay_data::Tokenizer;
 use super::{Outcome, Work};
 
 /// Its file in the step's folder.
-pub const FILE: &str = "tokenizer.json";
+pub(super) const FILE: &str = "tokenizer.json";
 
 /// Trains and saves it.
-pub fn run(work: &Work<'_>, vocab_size: usize) -> Result<Outcome> {
+pub(super) fn run(work: &Work<'_>, vocab_size: usize) -> Result<Outcome> {
     let mut texts = Vec::new();
     for role in ["pretraining", "feedback", "dialogue"] {
         for example in work.examples(role, "train")? {

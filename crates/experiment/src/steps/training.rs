@@ -30,7 +30,7 @@ const SUPERVISION: &str = "supervision.json";
 const FIT: &str = "fit";
 
 /// Trains the base model on unfiltered text.
-pub fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
+pub(super) fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
     let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
     let mut encoder = Encoder::new(&tokenizer, limits);
     let train = encoder.source("pretraining", &work.examples("pretraining", "train")?, 1.0)?;
@@ -46,7 +46,7 @@ pub fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, settings: &S
 }
 
 /// Trains an arm from where it starts: the base model, or the model of the iteration before.
-pub fn arm(
+pub(super) fn arm(
     work: &Work<'_>,
     loss: &Loss,
     iteration: u32,
@@ -68,7 +68,8 @@ pub fn arm(
         let dir = work.input(role)?;
         if SelectionFile::read(&dir)?.counts.kept == 0 {
             // A round that found nothing to balance adds nothing; its selection file says why.
-            work.meter.say(&format!("  {}: `{role}` has no replies to train on", work.step.title));
+            work.meter
+                .say(&format!("  {}: `{role}` has no replies to train on", work.step.title));
         } else {
             sources.push(encoder.source(role, &unsay_data::read_examples(dir.join(REPLIES))?, mixture.own)?);
         }
@@ -77,11 +78,16 @@ pub fn arm(
     encoder.report(work)?;
     let decoder = models::load_decoder(&work.input("init")?, Checkpoint::Best)?;
     let objective = LanguageObjective::new(decoder, loss.clone(), Examples::new(sources, valid)?)?;
-    fit(work, objective, settings, stream(work.step.seed, "iteration", u64::from(iteration)).next_u64())
+    fit(
+        work,
+        objective,
+        settings,
+        stream(work.step.seed, "iteration", u64::from(iteration)).next_u64(),
+    )
 }
 
 /// Trains a classifier on its half of the labelled prompts, and takes its accuracy on held-out data.
-pub fn classifier(work: &Work<'_>, which: Which, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
+pub(super) fn classifier(work: &Work<'_>, which: Which, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
     let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
     let mut encoder = Encoder::new(&tokenizer, limits);
     let labelled = |split: &str| -> Result<Vec<Example>> {
@@ -105,15 +111,25 @@ pub fn classifier(work: &Work<'_>, which: Which, limits: &LimitsBlock, settings:
     let judge = unsay_reward::LearnedJudge::new(which.name(), best, tokenizer, limits.limits(), models::BATCH)?;
     let mut file = serde_json::Map::new();
     for split in ["valid", "test"] {
-        file.insert(split.to_owned(), serde_json::to_value(accuracy(&judge, &labelled(split)?, 0.5)?)?);
+        file.insert(
+            split.to_owned(),
+            serde_json::to_value(accuracy(&judge, &labelled(split)?, 0.5)?)?,
+        );
     }
-    write_atomic(&work.dir.join(ACCURACY), serde_json::to_string_pretty(&file)?.as_bytes())?;
+    write_atomic(
+        &work.dir.join(ACCURACY),
+        serde_json::to_string_pretty(&file)?.as_bytes(),
+    )?;
     Ok(Outcome::Done)
 }
 
 /// Which classifier sees a prompt. Halves are of prompts, not of examples, so that no context is in both.
 fn half_of(prompt: &str) -> Which {
-    if stream(0, &format!("classifier half: {prompt}"), 0).next_u32() & 1 == 0 { Which::A } else { Which::B }
+    if stream(0, &format!("classifier half: {prompt}"), 0).next_u32() & 1 == 0 {
+        Which::A
+    } else {
+        Which::B
+    }
 }
 
 /// Encodes sources and counts what the training will see of them.
@@ -126,14 +142,25 @@ struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     fn new(tokenizer: &'a Tokenizer, block: &'a LimitsBlock) -> Self {
-        Self { tokenizer, block, limits: block.limits(), seen: Vec::new() }
+        Self {
+            tokenizer,
+            block,
+            limits: block.limits(),
+            seen: Vec::new(),
+        }
     }
 
     fn source(&mut self, what: &str, examples: &[Example], weight: f64) -> Result<Source> {
         let (encoded, supervision) = encode_all(self.tokenizer, examples, &self.limits)?;
-        supervision.check(self.block.max_dropped_share, self.block.max_cut_share).with_context(|| format!("examples of `{what}`"))?;
+        supervision
+            .check(self.block.max_dropped_share, self.block.max_cut_share)
+            .with_context(|| format!("examples of `{what}`"))?;
         self.seen.push((what.to_owned(), supervision));
-        Ok(Source { encoded, ids: examples.iter().map(|e| e.id.clone()).collect(), weight })
+        Ok(Source {
+            encoded,
+            ids: examples.iter().map(|e| e.id.clone()).collect(),
+            weight,
+        })
     }
 
     /// Says what will be trained on, before the first step.
@@ -144,20 +171,36 @@ impl<'a> Encoder<'a> {
             #[serde(flatten)]
             supervision: &'a Supervision,
         }
-        let rows: Vec<Row<'_>> = self.seen.iter().map(|(source, supervision)| Row { source, supervision }).collect();
-        write_atomic(&work.dir.join(SUPERVISION), serde_json::to_string_pretty(&rows)?.as_bytes())?;
+        let rows: Vec<Row<'_>> = self
+            .seen
+            .iter()
+            .map(|(source, supervision)| Row { source, supervision })
+            .collect();
+        write_atomic(
+            &work.dir.join(SUPERVISION),
+            serde_json::to_string_pretty(&rows)?.as_bytes(),
+        )?;
         let lines: Vec<String> = self
             .seen
             .iter()
             .map(|(what, s)| {
                 format!(
                     "    {what:<24} {:>6} examples, tokens +{} -{} ={}; cut {} (-{} tokens), dropped {}",
-                    s.examples, s.tokens_positive, s.tokens_negative, s.tokens_unlabelled,
-                    s.examples_cut, s.tokens_cut_prompt + s.tokens_cut_completion, s.dropped
+                    s.examples,
+                    s.tokens_positive,
+                    s.tokens_negative,
+                    s.tokens_unlabelled,
+                    s.examples_cut,
+                    s.tokens_cut_prompt + s.tokens_cut_completion,
+                    s.dropped
                 )
             })
             .collect();
-        work.meter.say(&format!("  {} sees (+ positive, - negative, = unlabelled):\n{}", work.step.title, lines.join("\n")));
+        work.meter.say(&format!(
+            "  {} sees (+ positive, - negative, = unlabelled):\n{}",
+            work.step.title,
+            lines.join("\n")
+        ));
         Ok(())
     }
 }
@@ -184,7 +227,9 @@ fn fit<O: Objective>(work: &Work<'_>, objective: O, settings: &Settings, seed: u
     }
     // What is needed of it has been copied; a kill in between leaves it for the next sitting to remove.
     match fs::remove_dir_all(&folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove `{}`", folder.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove `{}`", folder.display()))
+        }
         _ => Ok(Outcome::Done),
     }
 }
@@ -203,5 +248,7 @@ fn copy_weights(from: &Path, to: &Path) -> Result<()> {
 
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy `{}` to `{}`", from.display(), to.display()))?;
-    fs::File::open(to).and_then(|f| f.sync_all()).with_context(|| format!("cannot write `{}`", to.display()))
+    fs::File::open(to)
+        .and_then(|f| f.sync_all())
+        .with_context(|| format!("cannot write `{}`", to.display()))
 }
