@@ -74,7 +74,10 @@ pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &L
         counts: selection.counts,
         outcome: selection.outcome,
     };
-    write_examples(work.dir.join(REPLIES), &examples)?;
+    // A round that keeps nothing is an outcome, told in the selection file; there is no file of no examples.
+    if !examples.is_empty() {
+        write_examples(work.dir.join(REPLIES), &examples)?;
+    }
     write_atomic(
         &work.dir.join(SELECTION),
         serde_json::to_string_pretty(&file)?.as_bytes(),
