@@ -107,7 +107,7 @@ fn arm(plan: &mut Plan, q: &Question, s: &Shared, name: &str, arm: &Arm, seed: u
                 q,
                 s,
                 s.base,
-                Checkpoint::Last,
+                Checkpoint::Best,
                 &format!("{name}, seed {seed}"),
                 seed,
             );
@@ -119,7 +119,8 @@ fn arm(plan: &mut Plan, q: &Question, s: &Shared, name: &str, arm: &Arm, seed: u
                 last_iteration: true,
                 evaluate,
             };
-            // It is not trained further, so its one set of weights is the best and the last.
+            // Every arm starts from the best weights of the base model, so it is these that are measured, and they stand
+            // for the base in tables of either checkpoint.
             plan.points.extend([point(Checkpoint::Best), point(Checkpoint::Last)]);
         }
         Arm::Train { loss } => {
