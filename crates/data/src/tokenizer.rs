@@ -76,8 +76,10 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
-        let inner = Inner::from_bytes(text)
-            .map_err(|e| crate::error::Place::file(path).malformed("a tokenizer", format!("`{e}`")))?;
+        let malformed = |e: String| crate::error::Place::file(path).malformed("a tokenizer", format!("`{e}`"));
+        // The library panics on some texts that are not even JSON.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|e| malformed(e.to_string()))?;
+        let inner = Inner::from_bytes(text).map_err(|e| malformed(e.to_string()))?;
         for (id, token) in (0u32..).zip(SPECIALS) {
             let special = |got: String| Error::SpecialToken {
                 path: path.to_path_buf(),
@@ -278,6 +280,12 @@ mod tests {
         assert!(swapped.ends_with("`<|bos|>` with id 1, got id 3"), "{swapped}");
         assert!(refused("{}").contains("expected a tokenizer"));
         assert!(refused("").contains("expected a tokenizer"));
+        // A cut inside of the decoder made the library panic.
+        let cuts: Vec<usize> = json.match_indices(['{', '"', ',']).map(|(at, _)| at).take(200).collect();
+        assert_eq!(cuts.len(), 200);
+        for cut in cuts {
+            assert!(refused(&json[..cut]).contains("expected a tokenizer"), "cut at {cut}");
+        }
         let missing = Tokenizer::load(folder.path().join("none.json"))
             .unwrap_err()
             .to_string();

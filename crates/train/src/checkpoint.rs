@@ -203,7 +203,11 @@ fn check_files(folder: &Path, files: &BTreeMap<String, String>) -> Result<()> {
         let path = folder.join(file);
         let found = hash_file(&path)?;
         if found != *expected {
-            let problem = format!("damaged (SHA-256 expected {expected}, got {found})");
+            let run = folder.parent().unwrap_or(folder);
+            let problem = format!(
+                "damaged (SHA-256 expected {expected}, got {found})\nhint: remove `{}` to start this run from the beginning",
+                run.display()
+            );
             return Err(Error::checkpoint(&path, problem));
         }
     }
@@ -359,7 +363,8 @@ mod tests {
             let path = root.join(path);
             let content = fs::read(&path).unwrap();
             fs::write(&path, "other").unwrap();
-            assert!(refused("a").contains("damaged"), "{}", refused("a"));
+            let error = refused("a");
+            assert!(error.contains("damaged") && error.contains("hint: remove"), "{error}");
             fs::remove_file(&path).unwrap();
             assert!(refused("a").contains(&path.display().to_string()), "{}", refused("a"));
             fs::write(&path, content).unwrap();

@@ -52,6 +52,14 @@ impl Files {
         Ok(Splits::new(train?, valid?, test?))
     }
 
+    /// Refuses a file name of which no reader is known.
+    ///
+    /// # Errors
+    /// When the name has another ending than those listed in the message.
+    pub fn check_name(path: &Path) -> Result<()> {
+        Format::of(path).map(|_| ())
+    }
+
     /// The hash of all that decides what [`read`](Self::read) returns: contents and mapping.
     ///
     /// # Errors
