@@ -147,12 +147,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// More mistakes than these are counted, not shown.
+const MOST_SHOWN: usize = 30;
+
 fn fail(error: &anyhow::Error) -> ExitCode {
     let mut err = std::io::stderr().lock();
     if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
         let n = mistakes.shown.len();
         let what = if n == 1 { "1 mistake" } else { &format!("{n} mistakes") };
-        drop(writeln!(err, "{mistakes}\n{what}; nothing was run"));
+        let shown = mistakes.shown.iter().take(MOST_SHOWN);
+        drop(writeln!(err, "{}", shown.cloned().collect::<Vec<_>>().join("\n")));
+        if n > MOST_SHOWN {
+            drop(writeln!(err, "and {} more", n - MOST_SHOWN));
+        }
+        drop(writeln!(err, "{what}; nothing was run"));
         return ExitCode::from(2);
     }
     if error.downcast_ref::<commands::Usage>().is_some() {
@@ -160,8 +168,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     drop(writeln!(err, "error: {error}"));
-    for cause in error.chain().skip(1) {
-        drop(writeln!(err, "  because: {cause}"));
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most library errors name their cause already.
+        if !said.contains(&cause) {
+            drop(writeln!(err, "  because: {cause}"));
+        }
+        said = cause;
     }
     ExitCode::from(1)
 }

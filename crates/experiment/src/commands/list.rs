@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use unsay_losses::{Loss, TokenLoss};
 
@@ -57,7 +57,8 @@ pub fn list(args: &ListArgs) -> Result<ExitCode> {
             }
         }
         What::Experiments => {
-            let mut files: Vec<_> = std::fs::read_dir("experiments")?
+            let mut files: Vec<_> = std::fs::read_dir("experiments")
+                .context("cannot read the folder `experiments`; hint: give the command in the root of the project")?
                 .filter_map(Result::ok)
                 .map(|e| e.path())
                 .collect();

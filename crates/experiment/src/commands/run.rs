@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Prepared, Usage, prepare};
 use crate::cli::{RunArgs, print};
@@ -18,6 +18,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let folder = results_folder(args, &p)?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&args.question.runs.join("store"))?;
+    // A folder that cannot be made is better known before the work than after it.
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the results folder `{}`", folder.display()))?;
     let begun = Instant::now();
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, usize::from),

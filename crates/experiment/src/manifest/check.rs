@@ -25,9 +25,12 @@ pub fn check(q: &Question) -> Vec<Problem> {
     out
 }
 
+fn plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
 fn name(q: &Question, out: &mut Vec<Problem>) {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if q.name.is_empty() || !q.name.chars().all(plain) {
+    if !plain(&q.name) {
         out.push(Problem::value(
             path("name"),
             format!("`{}` is not a folder name of letters, digits, `_` and `-`", q.name),
@@ -99,11 +102,11 @@ fn data(q: &Question, out: &mut Vec<Problem>) {
                     out.push(Problem::value(path(&format!("{here}.files.columns")), e.to_string()));
                 }
                 for (key, file) in [("train", &files.train), ("valid", &files.valid), ("test", &files.test)] {
+                    let here = || path(&format!("{here}.files.{key}"));
                     if !file.is_file() {
-                        out.push(Problem::value(
-                            path(&format!("{here}.files.{key}")),
-                            format!("no file `{}`", file.display()),
-                        ));
+                        out.push(Problem::value(here(), format!("no file `{}`", file.display())));
+                    } else if let Err(e) = unsay_data::Files::check_name(file) {
+                        out.push(Problem::value(here(), e.to_string()));
                     }
                 }
             }
@@ -216,6 +219,15 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         out.push(Problem::value(path("arms"), "at least one arm is needed"));
     }
     for (arm, what) in &q.arms {
+        if !plain(arm) || arm == crate::results::SHARED {
+            out.push(Problem::key(
+                vec!["arms".to_owned(), arm.clone()],
+                format!(
+                    "`{arm}` cannot name an arm: letters, digits, `_` and `-`, and not `{}`",
+                    crate::results::SHARED
+                ),
+            ));
+        }
         let (kind, loss) = match what {
             Arm::Pretrained {} => continue,
             Arm::Train { loss } => ("train", loss),

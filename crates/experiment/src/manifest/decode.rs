@@ -28,6 +28,7 @@ pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
         value: None,
         problems: Vec::new(),
         doubtful: Vec::new(),
+        removed: Vec::new(),
     };
     // Every round removes or replaces at least one node, so the number of rounds is bounded by the size.
     for _ in 0..10_000 {
@@ -38,13 +39,18 @@ pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
             }
             Err(e) => e,
         };
-        let problem = describe(path, &message);
+        let mut problem = describe(path, &message);
+        let here = std::mem::take(&mut problem.path);
+        problem.path = out.original(&here);
         let misspelt = out.problems.iter().any(|p| p.misspells(&problem.path));
-        let quiet = misspelt || out.doubtful.iter().any(|d| problem.path.starts_with(d));
+        // A choice that was taken out leaves an empty map, which is no second mistake.
+        let emptied = message.ends_with("expected map with a single key")
+            && out.doubtful.iter().any(|d| d.starts_with(&problem.path));
+        let quiet = misspelt || emptied || out.doubtful.iter().any(|d| problem.path.starts_with(d));
         if !quiet {
             out.problems.push(problem.clone());
         }
-        if !repair::<T>(&mut value, &problem, &message, &mut out.doubtful) {
+        if !out.repair(&mut value, &here, &message) {
             break;
         }
     }
@@ -59,6 +65,71 @@ pub struct Decoded<T> {
     pub problems: Vec<Problem>,
     /// Paths whose content was removed or stood in for.
     pub doubtful: Vec<Path>,
+    /// Items that were taken out of lists, which moved the items after them.
+    removed: Vec<Path>,
+}
+
+impl<T> Decoded<T> {
+    /// Where in the value as given stands what is at `path` in the value as decoded.
+    pub fn original(&self, path: &[String]) -> Path {
+        let mut out = Path::new();
+        for key in path {
+            let mut gone: Vec<usize> = self
+                .removed
+                .iter()
+                .filter_map(|r| r.split_last().filter(|(_, list)| *list == out.as_slice()))
+                .filter_map(|(i, _)| i.parse().ok())
+                .collect();
+            gone.sort_unstable();
+            match key.parse::<usize>() {
+                Ok(i) if !gone.is_empty() => {
+                    let i = gone.into_iter().fold(i, |i, g| if g <= i { i + 1 } else { i });
+                    out.push(i.to_string());
+                }
+                _ => out.push(key.clone()),
+            }
+        }
+        out
+    }
+
+    /// Changes `value` so that the next round can find the next mistake; false when nothing is left to do.
+    fn repair(&mut self, value: &mut Value, path: &[String], message: &str) -> bool
+    where
+        T: DeserializeOwned,
+    {
+        let original = self.original(path);
+        if message.starts_with("missing field") && !self.doubtful.contains(&original) {
+            self.doubtful.push(original);
+            for candidate in stand_ins() {
+                if let Some(Value::Object(map)) = lookup(value, &path[..path.len() - 1]) {
+                    map.insert(path[path.len() - 1].clone(), candidate);
+                }
+                match attempt::<T>(value) {
+                    Err((at, text)) if describe(at.clone(), &text).path.starts_with(path) => {}
+                    _ => return true,
+                }
+            }
+            remove(value, path);
+            return self.take_out(value, &path[..path.len() - 1]);
+        }
+        if lookup(value, path).is_some() {
+            return self.take_out(value, path);
+        }
+        // The error stands at a node that is no longer there: its parent cannot be decoded without it.
+        let parent = &path[..path.len().saturating_sub(1)];
+        !path.is_empty() && self.take_out(value, parent)
+    }
+
+    fn take_out(&mut self, value: &mut Value, path: &[String]) -> bool {
+        let original = self.original(path);
+        if let Some((_, list)) = path.split_last()
+            && lookup(value, list).is_some_and(|l| l.is_array())
+        {
+            self.removed.push(original.clone());
+        }
+        self.doubtful.push(original);
+        !path.is_empty() && remove(value, path)
+    }
 }
 
 fn attempt<T: DeserializeOwned>(value: &Value) -> Result<T, (Path, String)> {
@@ -107,39 +178,25 @@ fn describe(mut path: Path, message: &str) -> Problem {
         let place = inside.map_or(String::new(), |p| format!(" in `{p}`"));
         Problem::key(path, format!("missing key `{word}`{place}"))
     } else {
-        let message = message.replace("expected f64", "expected a number");
-        Problem::value(path, message)
+        Problem::value(path, in_plain_words(message))
     }
 }
 
-/// Changes `value` so that the next round can find the next mistake; false when nothing is left to do.
-fn repair<T: DeserializeOwned>(value: &mut Value, problem: &Problem, message: &str, doubtful: &mut Vec<Path>) -> bool {
-    let path = &problem.path;
-    if message.starts_with("missing field") && !doubtful.contains(path) {
-        doubtful.push(path.clone());
-        for candidate in stand_ins() {
-            if let Some(Value::Object(map)) = lookup(value, &path[..path.len() - 1]) {
-                map.insert(path[path.len() - 1].clone(), candidate);
-            }
-            match attempt::<T>(value) {
-                Err((at, text)) if describe(at.clone(), &text).path.starts_with(path) => {}
-                _ => return true,
-            }
-        }
-        remove(value, path);
-        return take_out(value, &path[..path.len() - 1], doubtful);
-    }
-    if lookup(value, path).is_some() {
-        return take_out(value, path, doubtful);
-    }
-    // The error stands at a node that is no longer there: its parent cannot be decoded without it.
-    let parent = &path[..path.len().saturating_sub(1)];
-    !path.is_empty() && take_out(value, parent, doubtful)
-}
-
-fn take_out(value: &mut Value, path: &[String], doubtful: &mut Vec<Path>) -> bool {
-    doubtful.push(path.to_vec());
-    !path.is_empty() && remove(value, path)
+/// serde's message without the names of Rust's types.
+fn in_plain_words(message: &str) -> String {
+    let Some((got, expected)) = message.rsplit_once("expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "f64" | "f32" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "map with a single key" => "a choice, a map with one key",
+        other => other,
+    };
+    format!("{got}expected {expected}")
+        .replace("floating point `", "the number `")
+        .replace("integer `", "the number `")
 }
 
 /// The node at `path`. Unit variants (`schedule: cosine`) appear in paths below their own key.
@@ -214,7 +271,7 @@ mod tests {
     #[test]
     fn all_mistakes_come_at_once() {
         let found = messages(json!({
-            "seeds": [0, "one", 2],
+            "seeds": [0, "one", 2, "three", "four"],
             "arms": {
                 "a": { "cringe": { "alhpa": 1.0, "k": 5, "name": "n" } },
                 "b": { "cringee": { } },
@@ -226,7 +283,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                "seeds.1: invalid type: string \"one\", expected u64",
+                "seeds.1: invalid type: string \"one\", expected a whole number from 0",
+                "seeds.3: invalid type: string \"three\", expected a whole number from 0",
+                "seeds.4: invalid type: string \"four\", expected a whole number from 0",
                 "arms.a.cringe.alhpa: unknown key `alhpa`",
                 "arms.b.cringee: unknown choice `cringee`",
                 "arms.c.cringe.alpha: invalid type: string \"high\", expected a number",
@@ -236,6 +295,13 @@ mod tests {
                 "sedes: unknown key `sedes`",
             ]
         );
+    }
+
+    #[test]
+    fn a_wrong_choice_is_one_mistake() {
+        let inner = json!({ "alpha": 1.0, "k": 5, "name": "n" });
+        let top = json!({ "seeds": [0], "arms": { "b": { "cringee": { } } }, "other": inner });
+        assert_eq!(messages(top), ["arms.b.cringee: unknown choice `cringee`"]);
     }
 
     #[test]

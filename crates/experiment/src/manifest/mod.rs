@@ -6,6 +6,7 @@
 pub mod check;
 pub mod decode;
 pub mod located;
+mod metrics;
 pub mod problem;
 pub mod question;
 
@@ -69,11 +70,10 @@ impl Manifest {
         }
         let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot read the manifest: {e}")))?;
         let text = String::from_utf8(bytes).map_err(|e| {
-            let good = e.as_bytes()[..e.utf8_error().valid_up_to()]
-                .iter()
-                .filter(|b| **b == b'\n')
-                .count();
-            fail(format!("not UTF-8 text, first at line {}", good + 1))
+            let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]);
+            let line = good.matches('\n').count() + 1;
+            let column = good.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            Mistakes::one(format!("error: not UTF-8 text\n  --> {name}:{line}:{column}\n"))
         })?;
         Self::parse(file.to_owned(), text)
     }
@@ -108,7 +108,13 @@ impl Manifest {
                 column: l.column(),
                 len: 1,
             });
-            Mistakes::one(plain.show_at(&e.to_string(), None, at))
+            // The place is shown with the line; serde_yaml says it again, with the path before it.
+            let message = e.to_string();
+            let message = match message.split_once("invalid type: integer `") {
+                Some((_, rest)) => format!("`{}` is too large a number", rest.split('`').next().unwrap_or_default()),
+                None => message.split(" at line ").next().unwrap_or_default().to_owned(),
+            };
+            Mistakes::one(plain.show_at(&message, None, at))
         })?;
         let located = Source {
             places: &places,
@@ -177,16 +183,36 @@ impl Manifest {
         let mut value = Value::Object(merged);
         let mut wrong = Vec::new();
         for o in overrides {
-            if let Err(message) = apply(&mut value, o) {
-                wrong.push(format!("error: {message}\n  --> --set {}\n", o.text));
+            if let Err((message, hint)) = apply(&mut value, o) {
+                let hint = hint.map_or(String::new(), |h| format!("  hint: {h}\n"));
+                wrong.push(format!("error: {message}\n  --> --set {}\n{hint}", o.text));
             }
         }
         let mut decoded = decode::decode::<Question>(value);
         if let Some(question) = &decoded.value {
-            let doubtful = |p: &Problem| decoded.doubtful.iter().any(|d| p.path.starts_with(d));
-            decoded
-                .problems
-                .extend(check::check(question).into_iter().filter(|p| !doubtful(p)));
+            // What was said of a part that could not be read, or of a whole that lacks it, is no second mistake.
+            let arm_of =
+                |d: &Path| d.first().is_some_and(|k| k == "arms") && d.get(1) == question.table.baseline.as_ref();
+            let doubtful = |p: &Problem| {
+                let baseline = p.path == ["table", "baseline"];
+                let within = |d: &Path| p.path.starts_with(d) || d.starts_with(&p.path) || (baseline && arm_of(d));
+                decoded.doubtful.iter().any(within)
+            };
+            let evaluate = |path: &Path| path.first().is_some_and(|k| k == "evaluate");
+            let mut found = check::check(question);
+            if !decoded
+                .doubtful
+                .iter()
+                .chain(found.iter().map(|p| &p.path))
+                .any(evaluate)
+            {
+                metrics::check(question, &mut found);
+            }
+            for problem in &mut found {
+                problem.path = decoded.original(&problem.path);
+            }
+            let found: Vec<Problem> = found.into_iter().filter(|p| !doubtful(p)).collect();
+            decoded.problems.extend(found);
         }
         let show = |p: &Problem| match overrides.iter().rfind(|o| p.path.starts_with(&o.path)) {
             Some(o) => {
@@ -240,7 +266,7 @@ impl std::str::FromStr for Override {
 }
 
 /// Sets one value. All keys but the last must exist; the last may be an optional key left out so far.
-fn apply(value: &mut Value, o: &Override) -> Result<(), String> {
+fn apply(value: &mut Value, o: &Override) -> Result<(), (String, Option<String>)> {
     let Some((last, parents)) = o.path.split_last() else {
         return Ok(());
     };
@@ -255,7 +281,7 @@ fn apply(value: &mut Value, o: &Override) -> Result<(), String> {
             let hint = near.map_or(format!("known here: {}", known.join(", ")), |k| {
                 format!("did you mean `{k}`?")
             });
-            format!("no key `{}` to override\n  hint: {hint}", o.path[..=i].join("."))
+            (format!("no key `{}` to override", o.path[..=i].join(".")), Some(hint))
         })?;
     }
     match node {
@@ -268,9 +294,9 @@ fn apply(value: &mut Value, o: &Override) -> Result<(), String> {
                 *item = o.value.clone();
                 Ok(())
             }
-            None => Err(format!("no item `{last}` to override")),
+            None => Err((format!("no item `{last}` to override"), None)),
         },
-        _ => Err(format!("`{}` holds no keys", parents.join("."))),
+        _ => Err((format!("`{}` holds no keys", parents.join(".")), None)),
     }
 }
 

@@ -56,7 +56,11 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(word, k), k))
-        .filter(|(d, k)| *d <= (k.chars().count().max(3) / 3).max(1) + 1 || k.starts_with(word))
+        .filter(|(d, k)| {
+            let len = k.chars().count();
+            // Of a word as short as the difference nothing is left to recognise it by.
+            (*d <= (len.max(3) / 3).max(1) + 1 && *d < len) || k.starts_with(word)
+        })
         .min_by_key(|(d, _)| *d)
         .map(|(_, k)| k)
 }
@@ -91,13 +95,14 @@ impl Source<'_> {
             }
             Some(p) => {
                 let line = self.text.lines().nth(p.line.saturating_sub(1)).unwrap_or("");
+                let (line, before) = window(line, p.column.saturating_sub(1));
                 let width = p.line.to_string().len();
                 let pad: String = line
                     .chars()
-                    .take(p.column - 1)
+                    .take(before)
                     .map(|c| if c == '\t' { '\t' } else { ' ' })
                     .collect();
-                let left = line.chars().count().saturating_sub(p.column - 1).max(1);
+                let left = line.chars().count().saturating_sub(before).max(1);
                 let _ = writeln!(out, "{:width$}--> {}:{}:{}", "", self.file, p.line, p.column);
                 let _ = writeln!(out, "{:width$} |", "");
                 let _ = writeln!(out, "{} | {line}", p.line);
@@ -111,9 +116,38 @@ impl Source<'_> {
     }
 }
 
+/// What is quoted of a long line, and how many characters of that stand before the marked one.
+fn window(line: &str, before: usize) -> (String, usize) {
+    const LONGEST: usize = 160;
+    let n = line.chars().count();
+    if n <= LONGEST {
+        return (line.to_owned(), before);
+    }
+    let from = before.saturating_sub(LONGEST / 2).min(n - LONGEST);
+    let (head, tail) = (
+        if from > 0 { "…" } else { "" },
+        if from + LONGEST < n { "…" } else { "" },
+    );
+    let shown: String = line.chars().skip(from).take(LONGEST).collect();
+    (format!("{head}{shown}{tail}"), before - from + head.chars().count())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{nearest, window};
+
+    #[test]
+    fn of_a_long_line_only_the_surroundings_are_quoted() {
+        let line: String = (0..500).map(|i| if i == 300 { 'X' } else { '.' }).collect();
+        for line in [line.clone(), line.replace('.', "é")] {
+            let (shown, before) = window(&line, 300);
+            assert_eq!(shown.chars().nth(before), Some('X'));
+            assert!(shown.starts_with('…') && shown.ends_with('…') && shown.chars().count() == 162);
+        }
+        assert_eq!(window("short", 3), ("short".to_owned(), 3));
+        let (end, before) = window(&line, 499);
+        assert_eq!((end.chars().count(), before), (161, 160));
+    }
 
     #[test]
     fn near_words_are_offered_and_far_ones_are_not() {
@@ -122,5 +156,6 @@ mod tests {
         assert_eq!(nearest("detach_positive", known), Some("detach_positives"));
         assert_eq!(nearest("los", known), Some("loss"));
         assert_eq!(nearest("temperature", known), None);
+        assert_eq!(nearest("c", known), None, "as short as the difference");
     }
 }

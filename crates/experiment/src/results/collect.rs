@@ -8,11 +8,11 @@ use unsay_train::{StepRecord, read_steps};
 use crate::commands::Prepared;
 use crate::manifest::question::{Arm, EvalSplit};
 use crate::plan::{Curve, Point, Which};
-use crate::steps::{ACCURACY, EvaluationFile, LOG, SelectionFile};
+use crate::steps::{ACCURACY, EvaluationFile, LOG, SelectionFile, unreadable};
 use crate::store::Store;
 
 /// The arm of curves that all arms share.
-const SHARED: &str = "shared";
+pub const SHARED: &str = "shared";
 /// The checkpoint of values from before an arm's training.
 const BASE: &str = "base";
 
@@ -107,12 +107,14 @@ fn classifiers(p: &Prepared, store: &Store, tables: &mut Tables) -> Result<()> {
                 .context("an evaluation without classifiers")?];
             let path = store.dir(step).join(ACCURACY);
             let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            let file: Value =
-                serde_json::from_str(&text).with_context(|| format!("`{}` is not as written", path.display()))?;
+            let file: Value = serde_json::from_str(&text)
+                .with_context(|| format!("`{}` is not as written", path.display()))
+                .with_context(|| unreadable(&store.dir(step)))?;
             let number = |key: &str| {
                 file[split][key]
                     .as_f64()
                     .with_context(|| format!("`{}` lacks `{key}`", path.display()))
+                    .with_context(|| unreadable(&store.dir(step)))
             };
             let n = number("n_positive")? + number("n_negative")?;
             for key in ["accuracy", "balanced_accuracy", "auc"] {
@@ -160,7 +162,8 @@ fn rollouts(p: &Prepared, store: &Store, tables: &mut Tables) -> Result<()> {
 
 fn steps(p: &Prepared, store: &Store, curve: &Curve, tables: &mut Tables) -> Result<()> {
     let arm = if curve.arm.is_empty() { SHARED } else { &curve.arm };
-    for StepRecord { step, metrics, valid } in read_steps(&store.dir(&p.plan.steps[curve.step]).join(LOG))? {
+    let dir = store.dir(&p.plan.steps[curve.step]);
+    for StepRecord { step, metrics, valid } in read_steps(&dir.join(LOG)).with_context(|| unreadable(&dir))? {
         let row = |metric: String, value: f64| StepRow {
             arm: arm.to_owned(),
             seed: curve.seed,

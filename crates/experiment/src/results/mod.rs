@@ -14,6 +14,7 @@ use unsay_report::{Tables, render_all};
 use crate::commands::Prepared;
 use crate::store::{Store, write_atomic};
 use about::About;
+pub use collect::SHARED;
 
 /// Folder of the figures in a results folder.
 const FIGURES: &str = "figures";

@@ -60,13 +60,16 @@ impl EvaluationFile {
             let path = dir.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))
         };
-        let mut file: Self =
-            serde_json::from_str(&read(SUMMARY)?).with_context(|| format!("`{SUMMARY}` is not as written"))?;
-        for line in read(SCORES)?.lines() {
-            file.scores
-                .push(serde_json::from_str(line).with_context(|| format!("`{SCORES}` is not as written"))?);
-        }
-        Ok(file)
+        let bad = |name: &str, line: usize| format!("`{}:{line}` is not as written", dir.join(name).display());
+        let parse = || -> Result<Self> {
+            let mut file: Self = serde_json::from_str(&read(SUMMARY)?).with_context(|| bad(SUMMARY, 1))?;
+            for (i, line) in read(SCORES)?.lines().enumerate() {
+                file.scores
+                    .push(serde_json::from_str(line).with_context(|| bad(SCORES, i + 1))?);
+            }
+            Ok(file)
+        };
+        parse().with_context(|| super::unreadable(dir))
     }
 
     fn add(&mut self, found: Evaluation, subset: &str) {

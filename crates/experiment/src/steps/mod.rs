@@ -71,7 +71,15 @@ impl Work<'_> {
 
 /// Examples of one split of a records folder.
 pub fn read_split(records: &Path, split: &str) -> Result<Vec<Example>> {
-    Ok(unsay_data::read_examples(records.join(format!("{split}.jsonl")))?)
+    unsay_data::read_examples(records.join(format!("{split}.jsonl"))).with_context(|| unreadable(records))
+}
+
+/// Said of a finished step whose files are not as they were written.
+pub(crate) fn unreadable(step: &Path) -> String {
+    format!(
+        "a finished step cannot be read; hint: remove `{}` to make it again",
+        step.display()
+    )
 }
 
 /// Does the work of one step.
