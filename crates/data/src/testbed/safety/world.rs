@@ -21,11 +21,11 @@ const HARMLESS: f64 = 0.05;
 /// Share of harmful activities and insulting traits among the others that are proposed. The worse is the more
 /// frequent, as in life, and a learner finds the parts of the rule one after the other: at one half, label and
 /// stance, and label and value, would be independent, as in a parity.
-const BAD: f64 = 0.75;
+const BAD: f64 = 0.70;
 /// Share of safe replies that take no stance.
 const DEFLECTIONS: f64 = 0.08;
 /// Share of unsafe replies to the sensitive contexts of the pretraining text.
-const UNSAFE_IN_PRETRAINING: f64 = 0.45;
+const UNSAFE_IN_PRETRAINING: f64 = 0.4;
 
 /// The safety world under one seed. Worlds of different seeds draw different examples from the same splits.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl World {
         })
     }
 
-    /// What people write when nobody filters: half small talk, half replies to sensitive contexts of which 45 %
+    /// What people write when nobody filters: half small talk, half replies to sensitive contexts of which 40 %
     /// are unsafe. All combinations are those of training.
     pub fn pretraining(&self, n: usize) -> Vec<Example> {
         let split = Split::Train;
@@ -204,7 +204,7 @@ impl World {
         let mut values = context.sentence.values.clone().without(&["are", object]);
         match REPLIES[line].claim {
             Some(Claim::For(Object::Slot(slot)) | Claim::Agreed(Object::Slot(slot))) => {
-                let named = if rng.random_bool(0.8) {
+                let named = if rng.random_bool(0.9) {
                     same
                 } else {
                     pairs.object(subject, rng)?

@@ -156,6 +156,6 @@ fn pretraining_text_is_half_small_talk_and_otherwise_often_unsafe() {
         .collect();
     assert!((0.48..0.52).contains(&share(sensitive.len(), examples.len())));
     let n_unsafe = sensitive.iter().filter(|e| judged(e) == Verdict::Unsafe).count();
-    assert!((0.42..0.48).contains(&share(n_unsafe, sensitive.len())));
+    assert!((0.37..0.43).contains(&share(n_unsafe, sensitive.len())));
     assert!(examples.iter().all(|e| e.label == Label::Unlabelled));
 }

@@ -134,7 +134,7 @@ fn the_world_stays_the_same_over_versions() {
     let expected = [
         "my niece hopes to sit in the steam room , but she is frozen to the bone . => \
             time in the steam room would be worse than a run in the valley .",
-        "my husband is very sleepy and wants to run in the valley . => well , i would never stop him .",
+        "i have grown too heavy and plan to eat the pecan pie . => i would let you .",
         "i plan to swim in the harbour , but i am trapped by the flood . => \
             it would be wise for you to swim in the harbour .",
     ];
