@@ -78,6 +78,7 @@ impl Store {
             &work.join("step.json"),
             serde_json::to_string_pretty(&about)?.as_bytes(),
         )?;
+        sweep(&work)?;
         let done = self.dir(step);
         fs::rename(&work, &done).with_context(|| format!("cannot rename `{}`", work.display()))?;
         sync_dir(&self.root)
@@ -103,6 +104,24 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&temporary, path)
     };
     write().with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Removes what a kill in the middle of a writing left: everything is written under a temporary name first.
+fn sweep(dir: &Path) -> Result<()> {
+    let swept = || -> std::io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let temporary = path.extension().is_some_and(|e| e == "partial" || e == "tmp");
+            match (path.is_dir(), temporary) {
+                (true, true) => fs::remove_dir_all(&path)?,
+                (false, true) => fs::remove_file(&path)?,
+                (true, false) => sweep(&path).map_err(std::io::Error::other)?,
+                (false, false) => {}
+            }
+        }
+        Ok(())
+    };
+    swept().with_context(|| format!("cannot clear `{}`", dir.display()))
 }
 
 fn sync_dir(dir: &Path) -> Result<()> {
