@@ -1,27 +1,29 @@
 # The commands of this project. `just` alone lists them.
 
+set positional-arguments
+
 _default:
     @just --list --unsorted
 
 # Run an experiment to its tables and figures: just run experiments/cringe_safety.yaml --profile real
 run manifest *options:
-    cargo run --quiet --locked -p unsay-experiment -- run {{manifest}} {{options}}
+    cargo run --quiet --locked -p unsay-experiment -- run "$@"
 
 # Anything the unsay binary does: just unsay plan experiments/cringe_safety.yaml
 unsay *arguments:
-    @cargo run --quiet --locked -p unsay-experiment -- {{arguments}}
+    @cargo run --quiet --locked -p unsay-experiment -- "$@"
 
 # Remake the figures and the page of a results folder from its tables alone
 plots results="results/cringe_safety/testbed":
     cargo run --quiet --locked -p unsay-experiment -- report {{results}}
 
-# All tests, doctests included
+# All tests, doctests included; options go to cargo (for one crate: cargo test -p unsay-losses)
 test *options:
-    cargo test --locked --workspace {{options}}
+    cargo test --locked --workspace "$@"
 
 # Benchmarks; name one to run it alone
 bench *options:
-    cargo bench --locked --workspace {{options}}
+    cargo bench --locked --workspace "$@"
 
 # Format, lints, documentation
 lint:
