@@ -168,8 +168,9 @@ impl RunFolder {
 fn read_checkpoint(root: &Path, step: u64, settings_hash: &str) -> Result<Resumed> {
     let weights = root.join(name(CHECKPOINT, step));
     let path = weights.join(STATE);
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let state: TrainerState = serde_json::from_str(&text).map_err(|e| Error::checkpoint(&path, e.to_string()))?;
+    let unreadable = |e: &dyn std::fmt::Display| unusable(&path, &weights, &e.to_string());
+    let text = fs::read_to_string(&path).map_err(|e| unreadable(&e))?;
+    let state: TrainerState = serde_json::from_str(&text).map_err(|e| unreadable(&e))?;
     if state.settings_hash != settings_hash {
         let problem = format!(
             "belongs to a run with other settings, examples or model (expected {settings_hash}, got {})\nhint: \
@@ -197,18 +198,23 @@ fn read_checkpoint(root: &Path, step: u64, settings_hash: &str) -> Result<Resume
     })
 }
 
+/// A checkpoint that the run cannot go on from, and the way out.
+fn unusable(file: &Path, folder: &Path, what: &str) -> Error {
+    let run = folder.parent().unwrap_or(folder).display();
+    Error::checkpoint(
+        file,
+        format!("{what}\nhint: remove `{run}` to start this run from the beginning"),
+    )
+}
+
 /// Every file named in the state is there and unchanged.
 fn check_files(folder: &Path, files: &BTreeMap<String, String>) -> Result<()> {
     for (file, expected) in files {
         let path = folder.join(file);
-        let found = hash_file(&path)?;
+        let found = hash_file(&path).map_err(|e| unusable(&path, folder, &e.to_string()))?;
         if found != *expected {
-            let run = folder.parent().unwrap_or(folder);
-            let problem = format!(
-                "damaged (SHA-256 expected {expected}, got {found})\nhint: remove `{}` to start this run from the beginning",
-                run.display()
-            );
-            return Err(Error::checkpoint(&path, problem));
+            let what = format!("damaged (SHA-256 expected {expected}, got {found})");
+            return Err(unusable(&path, folder, &what));
         }
     }
     Ok(())
