@@ -25,6 +25,23 @@ pub fn check(q: &Question) -> Vec<Problem> {
     out
 }
 
+/// True when a check of `path` looks at `other` too, so that with `other` unread it says nothing.
+pub fn follows(path: &[String], other: &[String]) -> bool {
+    const BLOCKS: &[(&[&str], &[&str])] = &[
+        (&["table", "baseline"], &["arms"]),
+        (&["evaluate", "judges"], &["data"]),
+        (&["arms"], &["iterate"]),
+        (&["model"], &["model"]),
+    ];
+    const BESIDE: &[(&str, &str)] = &[("warmup", "steps"), ("micro_batch", "batch"), ("weight_decay", "lr")];
+    let below = |path: &[String], keys: &[&str]| path.iter().take(keys.len()).eq(keys);
+    let beside = |(key, looked_at): &(&str, &str)| match (path.split_last(), other.split_last()) {
+        (Some((k, block)), Some((o, others))) => k == key && o == looked_at && block == others,
+        _ => false,
+    };
+    BLOCKS.iter().any(|(a, b)| below(path, a) && below(other, b)) || BESIDE.iter().any(beside)
+}
+
 fn plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
 }
@@ -355,7 +372,8 @@ fn sampling(s: &unsay_model::Sampling, here: &str, q: &Question, out: &mut Vec<P
     if let Err(e) = s.check() {
         out.push(Problem::value(path(here), e.to_string()));
     }
-    if s.max_new_tokens > q.limits.max_completion + 1 {
+    // A limit out of its range is said above.
+    if q.limits.max_completion >= 2 && s.max_new_tokens > q.limits.max_completion + 1 {
         out.push(
             Problem::value(
                 path(&format!("{here}.max_new_tokens")),

@@ -29,6 +29,7 @@ pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
         problems: Vec::new(),
         doubtful: Vec::new(),
         removed: Vec::new(),
+        stood_in: Vec::new(),
     };
     // Every round removes or replaces at least one node, so the number of rounds is bounded by the size.
     for _ in 0..10_000 {
@@ -43,8 +44,8 @@ pub fn decode<T: DeserializeOwned>(mut value: Value) -> Decoded<T> {
         let here = std::mem::take(&mut problem.path);
         problem.path = out.original(&here);
         let misspelt = out.problems.iter().any(|p| p.misspells(&problem.path));
-        // A choice that was taken out leaves an empty map, which is no second mistake.
-        let emptied = message.ends_with("expected map with a single key")
+        // What was taken out leaves an empty map or a short list, which is no second mistake.
+        let emptied = (message.ends_with("expected map with a single key") || message.starts_with("invalid length"))
             && out.doubtful.iter().any(|d| d.starts_with(&problem.path));
         let quiet = misspelt || emptied || out.doubtful.iter().any(|d| problem.path.starts_with(d));
         if !quiet {
@@ -67,6 +68,8 @@ pub struct Decoded<T> {
     pub doubtful: Vec<Path>,
     /// Items that were taken out of lists, which moved the items after them.
     removed: Vec<Path>,
+    /// Missing fields that were stood in for.
+    stood_in: Vec<Path>,
 }
 
 impl<T> Decoded<T> {
@@ -98,15 +101,29 @@ impl<T> Decoded<T> {
         T: DeserializeOwned,
     {
         let original = self.original(path);
-        if message.starts_with("missing field") && !self.doubtful.contains(&original) {
+        if message.starts_with("missing field") && !self.stood_in.contains(&original) {
+            self.stood_in.push(original.clone());
             self.doubtful.push(original);
-            for candidate in stand_ins() {
+            let mut candidates = stand_ins();
+            while !candidates.is_empty() {
+                let candidate = candidates.remove(0);
                 if let Some(Value::Object(map)) = lookup(value, &path[..path.len() - 1]) {
                     map.insert(path[path.len() - 1].clone(), candidate);
                 }
-                match attempt::<T>(value) {
-                    Err((at, text)) if describe(at.clone(), &text).path.starts_with(path) => {}
-                    _ => return true,
+                let Err((at, text)) = attempt::<T>(value) else {
+                    return true;
+                };
+                let at = describe(at, &text).path;
+                // A block that lacks its own keys will do: they are stood in for one by one.
+                if !at.starts_with(path) || (at.len() > path.len() && text.starts_with("missing field")) {
+                    return true;
+                }
+                if text.starts_with("unknown variant `x`") {
+                    let choices = quoted(&text).into_iter().skip(1).map(str::to_owned);
+                    candidates.extend(choices.flat_map(|c| {
+                        let block = Value::Object([(c.clone(), Value::Object(Map::new()))].into_iter().collect());
+                        [Value::from(c), block]
+                    }));
                 }
             }
             remove(value, path);
@@ -277,7 +294,7 @@ mod tests {
                 "b": { "cringee": { } },
                 "c": { "cringe": { "alpha": "high", "k": 5, "name": "n" } },
             },
-            "other": { },
+            "other": { "k": -1 },
             "sedes": [1],
         }));
         assert_eq!(
@@ -289,8 +306,8 @@ mod tests {
                 "arms.a.cringe.alhpa: unknown key `alhpa`",
                 "arms.b.cringee: unknown choice `cringee`",
                 "arms.c.cringe.alpha: invalid type: string \"high\", expected a number",
+                "other.k: invalid value: the number `-1`, expected a whole number from 0",
                 "other.alpha: missing key `alpha` in `other`",
-                "other.k: missing key `k` in `other`",
                 "other.name: missing key `name` in `other`",
                 "sedes: unknown key `sedes`",
             ]
@@ -316,6 +333,14 @@ mod tests {
 
     #[test]
     fn anything_at_all_ends() {
+        assert_eq!(
+            messages(json!({})),
+            [
+                "seeds: missing key `seeds`",
+                "arms: missing key `arms`",
+                "other: missing key `other`"
+            ]
+        );
         for v in [
             json!(null),
             json!([]),

@@ -191,11 +191,8 @@ impl Manifest {
         let mut decoded = decode::decode::<Question>(value);
         if let Some(question) = &decoded.value {
             // What was said of a part that could not be read, or of a whole that lacks it, is no second mistake.
-            let arm_of =
-                |d: &Path| d.first().is_some_and(|k| k == "arms") && d.get(1) == question.table.baseline.as_ref();
             let doubtful = |p: &Problem| {
-                let baseline = p.path == ["table", "baseline"];
-                let within = |d: &Path| p.path.starts_with(d) || d.starts_with(&p.path) || (baseline && arm_of(d));
+                let within = |d: &Path| p.path.starts_with(d) || d.starts_with(&p.path) || check::follows(&p.path, d);
                 decoded.doubtful.iter().any(within)
             };
             let evaluate = |path: &Path| path.first().is_some_and(|k| k == "evaluate");

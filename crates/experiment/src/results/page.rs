@@ -18,7 +18,7 @@ pub(super) fn page(about: &About, tables: &Tables) -> Result<String> {
     let _ = writeln!(
         out,
         "Arms: {}. Seeds: {}. Measured on the {} split. Made by `unsay run`; figures and this page are remade from the \
-         tables by `unsay report`. What the columns mean: [docs/results-format.md]({}docs/results-format.md).\n",
+         tables by `unsay report`. What the columns mean: [docs/results-format.md](../../../docs/results-format.md).\n",
         about
             .arms
             .iter()
@@ -27,7 +27,6 @@ pub(super) fn page(about: &About, tables: &Tables) -> Result<String> {
             .join(", "),
         seeds.join(", "),
         about.split,
-        "../../../",
     );
     if !about.overrides.is_empty() {
         let _ = writeln!(
