@@ -1,4 +1,5 @@
 //! The real binary from a manifest to figures: what it writes, what it says, what it does not do twice.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
 
 mod common;
 

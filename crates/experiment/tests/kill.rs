@@ -9,6 +9,7 @@
 //!
 //! `UNSAY_KILL_SEED` (a number, 0 by default) moves the moments. The clock only chooses them; nothing that is
 //! asserted depends on it.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
 
 mod common;
 

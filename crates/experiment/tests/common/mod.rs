@@ -1,5 +1,6 @@
 //! What the tests of the binary share: a folder to work in, the binary, and a look at what it left behind.
 #![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
 
 use std::collections::BTreeMap;
 use std::fs;
