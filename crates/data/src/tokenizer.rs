@@ -281,7 +281,11 @@ mod tests {
         assert!(refused("{}").contains("expected a tokenizer"));
         assert!(refused("").contains("expected a tokenizer"));
         // A cut inside of the decoder made the library panic.
-        let cuts: Vec<usize> = json.match_indices(['{', '"', ',']).map(|(at, _)| at).take(200).collect();
+        let cuts: Vec<usize> = json
+            .match_indices(['{', '"', ','])
+            .map(|(at, _)| at)
+            .take(200)
+            .collect();
         assert_eq!(cuts.len(), 200);
         for cut in cuts {
             assert!(refused(&json[..cut]).contains("expected a tokenizer"), "cut at {cut}");

@@ -378,3 +378,24 @@ fn help_names_every_command_and_the_exit_codes() {
     }
     assert!(desk.unsay(&["--version"]).ok().starts_with("unsay 0."));
 }
+
+#[test]
+fn every_manifest_of_the_project_is_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments");
+    let manifests: Vec<String> = names(&folder).into_iter().filter(|n| n.ends_with(".yaml")).collect();
+    assert!(!manifests.is_empty());
+    let desk = Desk::empty();
+    for name in manifests {
+        fs::copy(folder.join(&name), desk.path(&name)).unwrap();
+        let said = desk.unsay(&["check", &name]).ok();
+        assert!(
+            said.lines().all(|l| l.starts_with(&format!("{name}: profile "))) && !said.is_empty(),
+            "{said}"
+        );
+        let stem = name.trim_end_matches(".yaml");
+        assert!(
+            desk.read(&name).contains(&format!("\nname: {stem}\n")),
+            "{name} is named after its question"
+        );
+    }
+}
