@@ -7,7 +7,7 @@ _default:
 
 # Run an experiment to its tables and figures: just run experiments/cringe_safety.yaml --profile real
 run manifest *options:
-    cargo run --quiet --locked -p unsay-experiment -- run "$@"
+    cargo run --locked -p unsay-experiment -- run "$@"
 
 # Anything the unsay binary does: just unsay plan experiments/cringe_safety.yaml
 unsay *arguments:
