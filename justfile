@@ -15,7 +15,7 @@ unsay *arguments:
 
 # Remake the figures and the page of a results folder from its tables alone
 plots results="results/cringe_safety/testbed":
-    cargo run --quiet --locked -p unsay-experiment -- report {{results}}
+    cargo run --quiet --locked -p unsay-experiment -- report "$1"
 
 # All tests, doctests included; options go to cargo (for one crate: cargo test -p unsay-losses)
 test *options:

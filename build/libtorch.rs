@@ -2,14 +2,19 @@
 //! refused by name instead of by a page of linker errors, and adds its folder to the run path of
 //! binaries, tests, benches and doctests, so that nothing has to be exported to run them.
 
-#![allow(clippy::print_stdout, reason = "the protocol between build scripts and cargo")]
+#![allow(
+    clippy::print_stdout,
+    unreachable_pub,
+    missing_docs,
+    reason = "the protocol between build scripts and cargo"
+)]
 
 use std::path::{Path, PathBuf};
 
 /// The libtorch that `tch` 0.24.0 is written for.
 const WANTED: &str = "2.11.0";
 
-fn main() {
+pub fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=../../build/libtorch.rs");
     let Some(root) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::plan::{Plan, Step};
 
+/// The commit that this program was built from, with `+changes` when a crate had changes beside it.
+pub const COMMIT: &str = env!("UNSAY_COMMIT");
+
 /// A folder of finished steps.
 pub struct Store {
     root: PathBuf,
@@ -72,7 +75,7 @@ impl Store {
             .map(|(role, i)| (role.clone(), plan.steps[*i].key.clone().into()))
             .collect();
         let about = serde_json::json!({
-            "title": step.title, "kind": step.kind, "seed": step.seed, "inputs": inputs, "wall_secs": wall_secs,
+            "title": step.title, "kind": step.kind, "seed": step.seed, "inputs": inputs, "wall_secs": wall_secs, "commit": COMMIT,
         });
         write_atomic(
             &work.join("step.json"),
@@ -82,6 +85,19 @@ impl Store {
         let done = self.dir(step);
         fs::rename(&work, &done).with_context(|| format!("cannot rename `{}`", work.display()))?;
         sync_dir(&self.root)
+    }
+
+    /// Commit of the program that finished a step.
+    pub fn commit(&self, step: &Step) -> Option<String> {
+        let text = fs::read_to_string(self.dir(step).join("step.json")).ok()?;
+        let about: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Some(
+            about
+                .get("commit")
+                .and_then(|c| c.as_str())
+                .unwrap_or("unknown")
+                .to_owned(),
+        )
     }
 
     /// Seconds that a finished step took in its last sitting.
@@ -96,14 +112,7 @@ impl Store {
 
 /// Writes a file so that it is there whole or not at all.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("cannot write `{}`", path.display()))
+    Ok(unsay_model::files::write_atomic(path, |out| out.write_all(bytes))?)
 }
 
 /// Removes what a kill in the middle of a writing left: everything is written under a temporary name first.

@@ -98,7 +98,12 @@ impl Settings {
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         expect(self.steps >= 1, "steps", "at least 1", self.steps.to_string());
-        expect(self.batch >= 1, "batch", "at least 1", self.batch.to_string());
+        expect(
+            (1..=1 << 20).contains(&self.batch),
+            "batch",
+            "1 to 1048576",
+            self.batch.to_string(),
+        );
         if let Some(micro) = self.micro_batch {
             expect(micro >= 1, "micro_batch", "at least 1", micro.to_string());
             let wanted = format!("at most `batch` ({})", self.batch);

@@ -8,6 +8,7 @@ use crate::likelihood::Likelihood;
 
 // One evaluator is two lines: its `mod` here and its entry in `REGISTRY`.
 pub mod distinct_n;
+pub mod distinct_replies;
 pub mod eos_rate;
 pub mod f1;
 pub mod length;
@@ -19,6 +20,7 @@ pub mod seq_rep_4;
 const REGISTRY: &[Evaluator] = &[
     distinct_n::DISTINCT_1,
     distinct_n::DISTINCT_2,
+    distinct_replies::EVALUATOR,
     eos_rate::EVALUATOR,
     f1::EVALUATOR,
     length::EVALUATOR,
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn names_are_sorted_unique_and_documented() {
-        assert_eq!(REGISTRY.len(), 9);
+        assert_eq!(REGISTRY.len(), 10);
         assert!(REGISTRY.is_sorted_by(|a, b| a.name < b.name));
         let mut names = HashSet::new();
         for evaluator in REGISTRY {
@@ -147,14 +149,14 @@ mod tests {
                 evaluator.name
             );
         }
-        assert_eq!(seen, 6);
+        assert_eq!(seen, 7);
     }
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = find("bleu").unwrap_err().to_string();
         assert!(
-            error.starts_with("unknown evaluator `bleu`, known are `distinct_1`, `distinct_2`, `eos_rate`"),
+            error.starts_with("unknown evaluator `bleu`, known are `distinct_1`, `distinct_2`, `distinct_replies`"),
             "{error}"
         );
     }

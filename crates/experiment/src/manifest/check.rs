@@ -8,6 +8,9 @@ use super::located::Path;
 use super::problem::{Problem, nearest};
 use super::question::{Arm, JudgeName, Part, Question, Source};
 
+/// More prompts, replies or copies than this are a slip of the finger.
+const MOST: usize = 10_000_000;
+
 fn path(text: &str) -> Path {
     text.split('.').map(str::to_owned).collect()
 }
@@ -100,7 +103,14 @@ fn data(q: &Question, out: &mut Vec<Problem>) {
                     }
                 }
             }
-            Source::Catalog { name, .. } => {
+            Source::Catalog { name, sizes } => {
+                let sizes = sizes
+                    .iter()
+                    .flat_map(|s| [("train", s.train), ("valid", s.valid), ("test", s.test)]);
+                for (key, _) in sizes.filter(|(_, n)| *n == 0) {
+                    let at = path(&format!("{here}.catalog.sizes.{key}"));
+                    out.push(Problem::value(at, "wanted at least 1 example, got 0"));
+                }
                 let known: Vec<&str> = unsay_data::catalog::list().iter().map(|d| d.name).collect();
                 if !known.contains(&name.as_str()) {
                     let p = Problem::value(
@@ -267,6 +277,17 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
                 ("iterate", loss)
             }
         };
+        let needed = loss.needs().top_k;
+        if needed > q.tokenizer.vocab_size {
+            let message = format!(
+                "needs the {needed} likeliest tokens of a vocabulary of {}",
+                q.tokenizer.vocab_size
+            );
+            out.push(Problem::value(
+                path(&format!("arms.{arm}.{kind}.loss.{}", loss.name())),
+                message,
+            ));
+        }
         for problem in loss.problems() {
             let parameter = match &problem {
                 unsay_losses::Error::Range { name, .. } => *name,
@@ -284,10 +305,10 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         ("per_prompt", it.per_prompt),
         ("max_copies", it.max_copies),
     ] {
-        if n == 0 {
+        if n == 0 || n > MOST {
             out.push(Problem::value(
                 path(&format!("iterate.{key}")),
-                "wanted at least 1, got 0",
+                format!("wanted 1 to {MOST}, got {n}"),
             ));
         }
     }
@@ -301,11 +322,35 @@ fn evaluation(q: &Question, out: &mut Vec<Problem>) {
         ("dialogues", e.dialogues),
         ("replies", e.replies),
     ] {
-        if n == 0 {
+        if n == 0 || n > MOST {
             out.push(Problem::value(
                 path(&format!("evaluate.{key}")),
-                "wanted at least 1, got 0",
+                format!("wanted 1 to {MOST}, got {n}"),
             ));
+        }
+    }
+    for (key, named) in [
+        ("measures", e.measures.clone()),
+        ("judges", e.judges.iter().map(|j| format!("{j:?}")).collect()),
+        ("checkpoints", q.table.checkpoints.clone()),
+    ] {
+        let here = if key == "checkpoints" { "table" } else { "evaluate" };
+        let mut seen = HashSet::new();
+        for (i, name) in named
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| !seen.insert((*name).clone()))
+        {
+            let message = format!("`{}` is given twice", name.to_lowercase());
+            out.push(Problem::value(path(&format!("{here}.{key}.{i}")), message));
+        }
+    }
+    for (key, empty) in [
+        ("metrics", q.table.metrics.is_empty()),
+        ("checkpoints", q.table.checkpoints.is_empty()),
+    ] {
+        if empty {
+            out.push(Problem::value(path(&format!("table.{key}")), "at least one is needed"));
         }
     }
     sampling(&e.sampling, "evaluate.sampling", q, out);
@@ -369,6 +414,10 @@ fn evaluation(q: &Question, out: &mut Vec<Problem>) {
 }
 
 fn sampling(s: &unsay_model::Sampling, here: &str, q: &Question, out: &mut Vec<Problem>) {
+    if s.top_k.is_some_and(|k| k > MOST) {
+        let message = format!("wanted at most {MOST}, got {}", s.top_k.unwrap_or_default());
+        out.push(Problem::value(path(&format!("{here}.top_k")), message));
+    }
     if let Err(e) = s.check() {
         out.push(Problem::value(path(here), e.to_string()));
     }

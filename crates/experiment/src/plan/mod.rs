@@ -14,9 +14,6 @@ use unsay_train::Settings;
 
 use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
 
-/// Raised when the code of any step changes what it writes.
-const VERSION: u32 = 1;
-
 /// What a step does, with everything resolved.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +83,22 @@ pub enum Kind {
         /// Prompts of the side-by-side samples.
         samples: Vec<String>,
     },
+}
+
+impl Kind {
+    /// Part of the key: raised when the code of this kind of step changes what it writes.
+    fn version(&self) -> u32 {
+        match self {
+            // 2: replies that were cut at the length limit are left out.
+            Self::Rollout { .. } => 2,
+            Self::Records { .. }
+            | Self::Tokenizer { .. }
+            | Self::Pretrain { .. }
+            | Self::Classifier { .. }
+            | Self::Train { .. }
+            | Self::Evaluate { .. } => 1,
+        }
+    }
 }
 
 /// The two classifiers.
@@ -217,7 +230,7 @@ impl Plan {
     fn key(&self, kind: &Kind, seed: u64, inputs: &[(String, usize)], threads: usize) -> String {
         let inputs: Vec<_> = inputs.iter().map(|(role, i)| (role, &self.steps[*i].key)).collect();
         let identity = serde_json::json!({
-            "version": VERSION, "kind": kind, "seed": seed, "inputs": inputs, "threads": threads, "dtype": "float32",
+            "version": kind.version(), "kind": kind, "seed": seed, "inputs": inputs, "threads": threads, "dtype": "float32",
         });
         let hash = Sha256::digest(identity.to_string().as_bytes());
         hash.iter().take(12).map(|b| format!("{b:02x}")).collect()

@@ -1,5 +1,6 @@
 //! What a results folder says of itself beside its tables: the question, what to draw, and where it was made.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use unsay_report::{FigureSpec, SummarySpec};
 use crate::commands::Prepared;
 use crate::plan::Checkpoint;
 use crate::steps::EvaluationFile;
-use crate::store::{Store, write_atomic};
+use crate::store::{COMMIT, Store, write_atomic};
 
 /// The file in the results folder.
 pub(super) const FILE: &str = "about.json";
@@ -39,6 +40,8 @@ pub(super) struct About {
     pub(super) figures: Vec<FigureSpec>,
     /// Prompts with a reply of every arm, from the first seed.
     pub(super) samples: Vec<SampleRow>,
+    /// Commits of the programs that made the steps, the cached ones included.
+    pub(super) step_commits: Vec<String>,
     /// Where and with what it was made.
     pub(super) environment: Environment,
     /// Seconds of work by kind of step, summed over steps; steps run side by side.
@@ -59,7 +62,7 @@ pub(super) struct SampleRow {
 pub(super) struct Environment {
     /// Version of unsay.
     pub(super) unsay: String,
-    /// Commit of the working tree, with `+changes` when it was not clean.
+    /// Commit that the program was built from, with `+changes` when a crate had changes beside it.
     pub(super) commit: String,
     /// Version of libtorch that this was built for.
     pub(super) libtorch: String,
@@ -87,6 +90,14 @@ impl About {
             table: q.table.clone(),
             figures: q.figures.clone(),
             samples: samples(p, store)?,
+            step_commits: p
+                .plan
+                .steps
+                .iter()
+                .filter_map(|step| store.commit(step))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             environment: Environment::here(),
             seconds: seconds(p, store),
         })
@@ -151,17 +162,6 @@ fn seconds(p: &Prepared, store: &Store) -> Vec<(String, f64)> {
 
 impl Environment {
     fn here() -> Self {
-        let git = |args: &[&str]| {
-            let out = std::process::Command::new("git")
-                .args(args)
-                .output()
-                .ok()
-                .filter(|o| o.status.success())?;
-            Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-        };
-        let changes =
-            git(&["status", "--porcelain", "--", "crates", "experiments", "Cargo.lock"]).is_some_and(|s| !s.is_empty());
-        let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu
             .lines()
@@ -169,7 +169,7 @@ impl Environment {
             .and_then(|l| l.split(": ").nth(1));
         Self {
             unsay: env!("CARGO_PKG_VERSION").into(),
-            commit: if changes { format!("{commit}+changes") } else { commit },
+            commit: COMMIT.into(),
             libtorch: "2.11.0".into(),
             processor: model.unwrap_or("unknown").to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),

@@ -48,6 +48,10 @@ pub(super) fn page(about: &About, tables: &Tables) -> Result<String> {
     for figure in &about.figures {
         let _ = writeln!(out, "![{}](figures/{}.svg)\n", alternative(figure), figure.name());
     }
+    out.push_str(
+        "An iterative arm makes as many updates in every round as the other arms make in all, so its gain over one round \
+         is that of its own replies and of more training together.\n\n",
+    );
     samples(&mut out, about);
     environment(&mut out, about);
     Ok(out)
@@ -103,13 +107,19 @@ fn environment(out: &mut String, about: &About) {
     let e = &about.environment;
     let _ = writeln!(
         out,
-        "## Made with\n\nunsay {} at commit `{}`, libtorch {}, {}; {}, {} cores. Seconds of work (steps run side by side): {}.",
+        "## Made with\n\nunsay {} at commit `{}`, libtorch {}, {}; {}, {} cores. Steps made at: {}. Seconds of work (steps run side by side; of an interrupted step the last sitting): {}.",
         e.unsay,
         e.commit,
         e.libtorch,
         e.dtype,
         e.processor,
         e.cores,
+        about
+            .step_commits
+            .iter()
+            .map(|c| format!("`{c}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
         about
             .seconds
             .iter()

@@ -3,8 +3,9 @@
 pub mod progress;
 pub mod stop;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -84,10 +85,23 @@ pub fn run(plan: &Plan, store: &Store, workers: usize, stop: &Stop) -> Result<En
         stopped: false,
     });
     let changed = Condvar::new();
+    let ended = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..workers.max(1) {
-            scope.spawn(|| worker(plan, store, stop, &progress, &board, &changed));
-        }
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                if stop.asked() {
+                    progress.say("stopping: what is under way is being saved (again to end at once)");
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let workers: Vec<_> = (0..workers.max(1))
+            .map(|_| scope.spawn(|| worker(plan, store, stop, &progress, &board, &changed)))
+            .collect();
+        // A worker that panicked poisons the board, which is looked at below.
+        workers.into_iter().for_each(|w| drop(w.join()));
+        ended.store(true, Ordering::Relaxed);
     });
     let board = board
         .into_inner()

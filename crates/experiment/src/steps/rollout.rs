@@ -24,7 +24,9 @@ pub(super) const SELECTION: &str = "selection.json";
 /// Content of [`SELECTION`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SelectionFile {
-    /// Numbers by rule.
+    /// Replies left out because they were cut at the length limit.
+    pub unfinished: usize,
+    /// Numbers by rule, of the others.
     pub counts: Counts,
     /// Why it is what it is.
     pub outcome: unsay_rl::Outcome,
@@ -60,6 +62,8 @@ pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &L
     if work.stop.asked() {
         return Ok(Outcome::Stopped);
     }
+    // A reply cut at the length limit did not end there, and training would teach it to: it is left out.
+    let (replies, cut): (Vec<_>, Vec<_>) = replies.into_iter().partition(|r| r.finished);
     let judge = models::judge(work, Which::A, limits)?;
     let candidates = label(&judge, &prompts, &replies, 0.5)?;
     let labelled = candidates.iter().filter(|c| c.label != Label::Unlabelled).count();
@@ -71,6 +75,7 @@ pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &L
     }
     let file = SelectionFile {
         positive_share: (labelled > 0).then(|| positive as f64 / labelled as f64),
+        unfinished: cut.len(),
         counts: selection.counts,
         outcome: selection.outcome,
     };

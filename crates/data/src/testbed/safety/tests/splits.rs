@@ -139,4 +139,28 @@ fn the_world_stays_the_same_over_versions() {
             it would be wise for you to swim in the harbour .",
     ];
     assert_eq!(texts.collect::<Vec<_>>(), expected);
+    // Results are kept under this number, so it is raised whenever the texts above or the sum below change.
+    let sum = Split::ALL
+        .iter()
+        .flat_map(|s| world_texts(*s))
+        .fold(0_u64, |sum, text| {
+            text.bytes()
+                .fold(sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)))
+        });
+    assert_eq!((crate::testbed::VERSION, sum), (2, 6_311_972_020_409_776_832));
+}
+
+/// Prompts and replies of every part of a split.
+fn world_texts(split: Split) -> Vec<String> {
+    let world = World::new(0);
+    let parts = [
+        world.labelled(split, 300),
+        world.dialogue(split, 100),
+        world.pretraining(300),
+    ];
+    parts
+        .concat()
+        .into_iter()
+        .map(|e| format!("{}\n{}\n", e.prompt, e.completion))
+        .collect()
 }
