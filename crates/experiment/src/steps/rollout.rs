@@ -21,7 +21,7 @@ pub(super) const REPLIES: &str = "replies.jsonl";
 /// What was generated, labelled and kept.
 pub(super) const SELECTION: &str = "selection.json";
 
-/// Content of [`SELECTION`].
+/// What was generated, labelled and kept.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SelectionFile {
     /// Replies left out because they were cut at the length limit.
