@@ -4,17 +4,19 @@ use std::fmt::Write;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Column, SummarySpec, cell, digits, line};
+use super::{Column, SummarySpec, all_equal, cell, digits, line};
 use crate::digits::{number, signed};
 use crate::error::Result;
 use crate::select::{SeedValue, final_scores};
 use crate::stats::{Bootstrap, Interval, Scored, mean_t, paired_difference};
 use crate::tables::{ScoreRow, Tables};
 
-/// A difference and where its interval comes from.
+/// A difference and its interval.
 struct Found {
     mean: f64,
     interval: Option<Interval>,
+    /// Whether every interval there is for it, and that over seeds among them, excludes zero.
+    bold: bool,
     n: String,
     n_unpaired: usize,
 }
@@ -77,7 +79,7 @@ impl Found {
         match self.interval {
             None => format!("{mean} ({})", self.n),
             Some(interval) => {
-                let mark = if interval.excludes_zero() { "**" } else { "" };
+                let mark = if self.bold { "**" } else { "" };
                 let ends = [number(interval.low, digits), number(interval.high, digits)];
                 format!("{mark}{mean}{mark} [{}] ({})", ends.join(", "), self.n)
             }
@@ -96,6 +98,24 @@ fn difference(
     let scores = |arm: usize| final_scores(tables, &arms[arm], column.metric, column.checkpoint);
     let (a, b) = (scores(other), scores(base));
     let values = |arm: usize| column.values[arm].as_slice();
+    let per_seed: Vec<f64> = (values(other).iter())
+        .filter_map(|a| {
+            values(base)
+                .iter()
+                .find(|b| b.seed == a.seed)
+                .map(|b| a.value - b.value)
+        })
+        .collect();
+    let mut over_seeds = mean_t(&per_seed, spec.level).ok();
+    // Seeds of two models show nothing of how much seeds vary.
+    if let Some(estimate) = &mut over_seeds
+        && all_equal(values(other))
+        && all_equal(values(base))
+    {
+        estimate.interval = None;
+    }
+    let excludes_zero = |interval: Option<Interval>| interval.is_some_and(|interval| interval.excludes_zero());
+    let bold = excludes_zero(over_seeds.and_then(|estimate| estimate.interval));
     if is_mean_of(&a, values(other)) && is_mean_of(&b, values(base)) {
         let purpose = format!(
             "bootstrap {} {} {} {} {}",
@@ -109,21 +129,15 @@ fn difference(
         return Ok(Some(Found {
             mean: found.mean,
             interval: found.interval,
+            bold: bold && excludes_zero(found.interval),
             n: format!("{}, {} pairs", seeds(found.n_seeds), found.n_pairs),
             n_unpaired: found.n_unpaired,
         }));
     }
-    let paired: Vec<f64> = (values(other).iter())
-        .filter_map(|a| {
-            values(base)
-                .iter()
-                .find(|b| b.seed == a.seed)
-                .map(|b| a.value - b.value)
-        })
-        .collect();
-    Ok(mean_t(&paired, spec.level).ok().map(|estimate| Found {
+    Ok(over_seeds.map(|estimate| Found {
         mean: estimate.mean,
         interval: estimate.interval,
+        bold,
         n: seeds(estimate.n),
         n_unpaired: 0,
     }))

@@ -74,6 +74,7 @@ pub fn summary(
             line(&mut out, "Nothing was measured at this checkpoint.");
             continue;
         }
+        notes.any_equal |= (columns.iter()).any(|column| column.values.iter().any(|values| all_equal(values)));
         notes.any_cut |= means(&mut out, tables, spec, &arms, &columns)?;
         if let Some(baseline) = &spec.baseline {
             notes.any_difference = true;
@@ -88,6 +89,7 @@ pub fn summary(
 #[derive(Default)]
 struct Notes {
     any_cut: bool,
+    any_equal: bool,
     any_difference: bool,
     n_unpaired: usize,
 }
@@ -104,15 +106,22 @@ impl Notes {
         if self.any_cut {
             line(out, "‡ The interval was cut off at the metric's bound.");
         }
+        if self.any_equal {
+            line(
+                out,
+                "No interval either where values are equal over seeds: they come from one model, such as a base model that \
+                 the seeds share, or from a metric that does not tell the seeds apart.",
+            );
+        }
         if self.any_difference {
             line(
                 out,
                 &format!(
-                    "\nDifferences: arm minus baseline [{level} interval]. **Bold**: the {level} interval excludes 0, without \
-                     correction for the number of comparisons. With pairs given: percentile bootstrap, seeds and then the \
-                     examples of each seed resampled {} times, paired by seed and example; such intervals are too narrow when \
+                    "\nDifferences: arm minus baseline [{level} interval]. With pairs given: percentile bootstrap, seeds and, once \
+                     for all seeds, examples resampled {} times, paired by seed and example; such intervals are too narrow when \
                      seeds are few. With seeds only, where no scores per example average to the metric: Student-t interval over \
-                     the differences of equal seeds.",
+                     the differences of equal seeds. **Bold**: that Student-t interval and, with pairs given, the bootstrap \
+                     interval too exclude 0, without correction for the number of comparisons.",
                     spec.resamples
                 ),
             );
@@ -150,6 +159,8 @@ impl<'a> Column<'a> {
                 let values: Vec<f64> = values.iter().map(|seed| seed.value).collect();
                 mean_t(&values, level).ok()
             })
+            .zip(&values)
+            .map(|(estimate, values)| estimate.map(|estimate| shown(estimate, values)))
             .collect();
         Self {
             metric,
@@ -278,7 +289,7 @@ fn heading(tables: &Tables, metric: &Metric, level: f64) -> Result<String> {
     };
     for (subset, group) in judge(tables, judged_by, WANTED_BY)? {
         let values: Vec<f64> = group.values().collect();
-        let accuracy = match mean_t(&values, level) {
+        let accuracy = match mean_t(&values, level).map(|estimate| shown(estimate, &group.seeds)) {
             Ok(Estimate {
                 mean,
                 interval: Some(Interval { low, high, .. }),
@@ -302,6 +313,25 @@ fn heading(tables: &Tables, metric: &Metric, level: f64) -> Result<String> {
         );
     }
     Ok(heading)
+}
+
+/// Whether two seeds or more have one finite value: nothing shows how much seeds vary.
+fn all_equal(values: &[SeedValue]) -> bool {
+    let (least, greatest) = (values.iter()).fold((f64::INFINITY, f64::NEG_INFINITY), |(least, greatest), seed| {
+        (least.min(seed.value), greatest.max(seed.value))
+    });
+    values.len() > 1 && values.iter().all(|seed| seed.value.is_finite()) && least >= greatest
+}
+
+/// The estimate without its interval where all seeds have one value.
+fn shown(estimate: Estimate, values: &[SeedValue]) -> Estimate {
+    match all_equal(values) {
+        true => Estimate {
+            interval: None,
+            ..estimate
+        },
+        false => estimate,
+    }
 }
 
 /// `3 × 500`, or `3 × 480–500` where seeds differ.

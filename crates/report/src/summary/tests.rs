@@ -111,6 +111,69 @@ fn absent_and_infinite_values_are_said_to_be_so() {
     insta::assert_snapshot!(summary(&tables, &spec(), &order(), &streams).unwrap());
 }
 
+/// Runs and scores of one metric: of `mle` all 0, of `cringe` these, by seed and example.
+fn scored(cringe: &[[f64; 4]]) -> String {
+    let mut tables = Tables::default();
+    for (seed, values) in (0..).zip(cringe) {
+        for (arm, values) in [("mle", [0.0; 4]), ("cringe", *values)] {
+            let mean = values.iter().sum::<f64>() / 4.0;
+            tables.runs.push(run(arm, seed, "best", ("safe", "test"), mean));
+            tables
+                .scores
+                .extend(values.iter().enumerate().map(|(i, value)| ScoreRow {
+                    arm: arm.to_owned(),
+                    seed,
+                    checkpoint: "best".to_owned(),
+                    iteration: None,
+                    evaluator: "safe".to_owned(),
+                    subset: "test".to_owned(),
+                    example: format!("e{i}"),
+                    value: *value,
+                }));
+        }
+    }
+    let spec = SummarySpec {
+        metrics: vec![Metric::new("safe", "test")],
+        checkpoints: vec!["best".to_owned()],
+        ..spec()
+    };
+    summary(&tables, &spec, &order(), &streams).unwrap()
+}
+
+#[test]
+fn bold_needs_both_intervals() {
+    let row = |values: &[[f64; 4]]| {
+        let text = scored(values);
+        let row = text.lines().rfind(|line| line.starts_with("| cringe |"));
+        row.unwrap().to_owned()
+    };
+    // Both exclude 0.
+    let both = row(&[[1.0, 0.9, 1.0, 1.0], [0.9, 0.9, 1.0, 0.9], [1.0, 1.0, 1.0, 0.8]]);
+    assert!(both.starts_with("| cringe | **+0.9"), "{both}");
+    // Seeds differ: the Student-t interval holds 0, the bootstrap's does not.
+    let seeds = row(&[[0.1; 4], [0.2; 4], [0.9; 4]]);
+    assert!(seeds.starts_with("| cringe | +0.40 [0.10, "), "{seeds}");
+    // Examples differ: the bootstrap's interval holds 0, the Student-t interval [0.22, 0.28] does not.
+    let examples = row(&[[3.0, -2.0, 1.0, -1.0], [3.0, -2.04, 1.0, -1.0], [3.0, -1.96, 1.0, -1.0]]);
+    assert!(
+        examples.starts_with("| cringe | +") && examples.contains("[−"),
+        "{examples}"
+    );
+    // Seeds that are equal say nothing of seeds.
+    let equal = row(&[[1.0, 0.9, 1.0, 1.0]; 3]);
+    assert!(equal.starts_with("| cringe | +0.9"), "{equal}");
+}
+
+#[test]
+fn equal_values_over_seeds_have_no_interval() {
+    const NOTE: &str = "they come from one model";
+    let text = scored(&[[0.1, 0.0, 0.0, 0.0]; 3]);
+    assert!(text.contains("| mle | 0.000 (3 × 4) |"), "{text}");
+    assert!(text.contains("| cringe | 0.025 (3 × 4) |"), "{text}");
+    assert!(text.contains(NOTE), "{text}");
+    assert!(!summary(&tables(1), &spec(), &order(), &streams).unwrap().contains(NOTE));
+}
+
 #[test]
 fn without_a_baseline_there_are_no_differences() {
     let spec = SummarySpec {
