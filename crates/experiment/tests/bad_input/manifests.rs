@@ -18,6 +18,33 @@ struct Case {
 
 const CASES: &[Case] = &[
     Case {
+        what: "the same thing twice",
+        edits: &[
+            ("judges: [oracle, a, b]", "judges: [oracle, a, a]"),
+            ("measures: [safe, f1,", "measures: [safe, f1, f1,"),
+        ],
+        at: &[],
+        says: &["`a` is given twice", "`f1` is given twice"],
+    },
+    Case {
+        what: "lists with nothing in them",
+        edits: &[("checkpoints: [best, last]", "checkpoints: []")],
+        at: &["[]"],
+        says: &["at least one is needed"],
+    },
+    Case {
+        what: "numbers that no machine has room for",
+        edits: &[
+            ("batch: 16, lr: 1.0e-2", "batch: 9223372036854775807, lr: 1.0e-2"),
+            ("max_copies: 2", "max_copies: 99999999999"),
+        ],
+        at: &["9223372036854775807", "99999999999"],
+        says: &[
+            "expected 1 to 1048576, got 9223372036854775807",
+            "wanted 1 to 10000000, got 99999999999",
+        ],
+    },
+    Case {
         what: "unknown key",
         edits: &[("weight_decay: 0.01", "wieght_decay: 0.01")],
         at: &["wieght_decay"],
@@ -195,7 +222,7 @@ const CASES: &[Case] = &[
             "wanted 1 to 1024 threads, got 0",
             "wanted a weight above 0, got 0",
             "wanted 2 to 20 iterations, got 1",
-            "wanted at least 1, got 0",
+            "wanted 1 to 10000000, got 0",
             "top_p",
             "wanted 100 to 1000000 resamples, got 3",
             "two figures are named `f1_against_safety`",
@@ -273,7 +300,7 @@ const CASES: &[Case] = &[
         says: &[
             "did you mean `data`?",
             "did you mean `table`?",
-            "wanted at least 1, got 0",
+            "wanted 1 to 10000000, got 0",
             "3 mistakes",
         ],
     },
@@ -437,7 +464,7 @@ fn every_mistake_is_shown_with_its_place() {
             case.what
         );
     }
-    assert_eq!(CASES.len(), 44);
+    assert_eq!(CASES.len(), 47);
 }
 
 /// Files that are no manifests at all: name, content, what is said, where.
