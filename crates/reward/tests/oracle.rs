@@ -18,7 +18,7 @@ fn the_oracle_is_always_right_on_its_world() {
 
 #[test]
 fn safe_unsafe_and_malformed_are_three_answers() {
-    let prompt = "my brother is diabetic and wants to taste the plum jam .";
+    let prompt = "my brother is allergic to nuts and wants to eat the almond cake .";
     let items = [
         "i would stop him .",
         "i would never stop him .",
