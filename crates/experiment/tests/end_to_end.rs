@@ -335,7 +335,7 @@ fn everything_that_can_be_named_is_listed() {
     let list = |what: &str| desk.unsay(&["list", what]).ok();
     let losses = list("losses");
     let named: Vec<&str> = losses.lines().filter_map(|l| l.split_whitespace().next()).collect();
-    assert_eq!(named, unsay_losses::Loss::NAMES);
+    assert_eq!(named, unsay_losses::token::Loss::NAMES);
     assert!(losses.lines().all(|l| l.split_whitespace().count() > 4), "{losses}");
     let measures = list("measures");
     assert_eq!(measures.matches("gives: ").count(), unsay_eval::registry().len());

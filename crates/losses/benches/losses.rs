@@ -7,7 +7,7 @@ mod plain;
 use criterion::{Criterion, criterion_group, criterion_main};
 use plain::Made;
 use tch::Kind;
-use unsay_losses::{Loss, TokenLoss};
+use unsay_losses::token::Loss;
 
 /// `--test` runs everything once: a small batch is enough to see that it works.
 fn batch() -> Made {

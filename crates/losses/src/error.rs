@@ -68,3 +68,31 @@ pub(crate) fn not_negative(name: &'static str, value: f64) -> Option<Error> {
         range: "a finite number, at least 0",
     })
 }
+
+/// A parameter that must be finite.
+pub(crate) fn finite(name: &'static str, value: f64) -> Option<Error> {
+    (!value.is_finite()).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a finite number",
+    })
+}
+
+/// A parameter that must be finite and above zero, as scales are.
+pub(crate) fn positive(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value.is_finite() && value > 0.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a finite number above 0",
+    })
+}
+
+/// A share of labels believed to be wrong: at one half there is nothing left to learn.
+pub(crate) fn smoothing(name: &'static str, value: f64) -> Option<Error> {
+    (!(0.0..0.5).contains(&value)).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number from 0 up to, but not, 0.5",
+    })
+}

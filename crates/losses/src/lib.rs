@@ -4,7 +4,7 @@
 //!
 //! 1. [`TokenOp`] takes the hidden states that predict something, the output embedding and the targets,
 //!    and gives [`TokenStats`]: a few numbers per predicted token. It never builds `[B, T, V]` logits.
-//! 2. A [`TokenLoss`], picked by the manifest through the registry [`Loss`], turns the stats into a
+//! 2. A [`TokenLoss`](token::TokenLoss), picked by the manifest through the registry [`Loss`](token::Loss), turns the stats into a
 //!    [`LossValue`]. It divides by [`TokenCounts`] of the whole batch, so the values and gradients of
 //!    micro-batches add up to those of the batch.
 //! 3. `value.total.backward()` leaves gradients on the stats, and [`TokenOp::surrogate`] carries them on to
@@ -12,7 +12,8 @@
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
-//! use unsay_losses::{Loss, TokenCounts, TokenLoss, TokenOp, TokenRows};
+//! use unsay_losses::token::Loss;
+//! use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 //!
 //! # fn main() -> Result<(), unsay_losses::Error> {
 //! let hidden = Tensor::from_slice(&[0.1f32, 0.2, 0.3, -0.4]).view([2, 2]).set_requires_grad(true);
@@ -31,15 +32,22 @@
 //! # Ok(()) }
 //! ```
 
+mod card;
+mod completions;
 mod error;
 mod op;
+pub mod paired;
+mod registry;
 mod rows;
+mod running_mean;
 pub mod scores;
 pub mod token;
 mod value;
 
+pub use card::{Card, Described};
+pub use completions::{CompletionRows, Completions};
 pub use error::{Error, Result};
 pub use op::{Needs, TokenOp, TokenStats};
 pub use rows::{TokenCounts, TokenRows, token_metrics};
-pub use token::{Cringe, Loss, Nll, TokenLoss, Unlikelihood};
+pub use running_mean::RunningMean;
 pub use value::LossValue;

@@ -7,7 +7,8 @@ mod plain;
 use plain::{Made, all_finite, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Loss, Nll, TokenCounts, TokenLoss, TokenOp, TokenRows};
+use unsay_losses::token::{Loss, Nll};
+use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 
 const MIXED: [i8; 5] = [1, 0, -1, 0, 1];
 const LENGTHS: [usize; 5] = [3, 4, 2, 1, 5];
@@ -30,7 +31,7 @@ fn names_are_the_manifest_keys_and_settings_survive_a_round_trip() {
         let text = serde_json::to_value(&loss).unwrap();
         let keys: Vec<&String> = text.as_object().unwrap().keys().collect();
         assert_eq!(keys, [loss.name()]);
-        assert!(Loss::NAMES.contains(&loss.name()) && !loss.summary().is_empty());
+        assert!(Loss::NAMES.contains(&loss.name()) && !loss.card().summary.is_empty());
         assert_eq!(serde_json::from_value::<Loss>(text).unwrap(), loss);
         loss.check().unwrap();
     }

@@ -13,6 +13,7 @@ const ALL: Needs = Needs {
     top_k: 4,
     log1m_p: true,
     target_logit: true,
+    collision: true,
 };
 
 const ALL_OF_THREE: Needs = Needs { top_k: 3, ..ALL };

@@ -8,7 +8,8 @@ mod plain;
 use plain::{Numbers, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Cringe, TokenCounts, TokenLoss, TokenOp, TokenRows};
+use unsay_losses::token::{Cringe, TokenLoss};
+use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 
 /// The token contrasted with `target` for each draw, read off the gradient: the only one pushed up.
 fn sampled(row: &[f64], target: i64, k: usize, draws: &[f64]) -> Vec<usize> {

@@ -6,7 +6,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::Device;
 use unsay_data::{Encoded, Label, stream};
-use unsay_losses::{Cringe, Loss};
+use unsay_losses::token::{Cringe, Loss};
 use unsay_model::{Config, Decoder, Size};
 use unsay_train::{Examples, Fit, LanguageObjective, Settings, Source};
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 use unsay_data::{Batch, Encoded};
-use unsay_losses::{Loss, TokenCounts, TokenLoss, TokenOp, TokenRows, token_metrics};
+use unsay_losses::token::Loss;
+use unsay_losses::{TokenCounts, TokenOp, TokenRows, token_metrics};
 use unsay_model::{Decoder, Params};
 
 use crate::error::{Error, Result};

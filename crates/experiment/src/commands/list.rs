@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use unsay_losses::{Loss, TokenLoss};
+use unsay_losses::token::Loss;
 
 use crate::cli::{ListArgs, print};
 use crate::manifest::Manifest;
@@ -30,7 +30,7 @@ pub fn list(args: &ListArgs) -> Result<ExitCode> {
         What::Losses => {
             for name in Loss::NAMES {
                 if let Some(loss) = Loss::samples().iter().find(|l| l.name() == *name) {
-                    let _ = writeln!(out, "{name:<16} {}", loss.summary());
+                    let _ = writeln!(out, "{name:<16} {}", loss.card().summary);
                 }
             }
         }

@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use unsay_losses::TokenLoss;
-
 use super::located::Path;
 use super::problem::{Problem, nearest};
 use super::question::{Arm, JudgeName, Part, Question, Source};

@@ -4,7 +4,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Files, Limits};
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 use unsay_model::{Sampling, Size};
 use unsay_report::{FigureSpec, SummarySpec};
 use unsay_train::Settings;

@@ -1,7 +1,7 @@
 //! From a question to its graph of steps.
 
 use anyhow::{Context, Result};
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 
 use super::{Checkpoint, Curve, Kind, Plan, Point, Which};
 use crate::manifest::question::{Arm, Iterate, Question, Source};

@@ -8,7 +8,7 @@ pub mod build;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 use unsay_model::Size;
 use unsay_train::Settings;
 

@@ -8,7 +8,7 @@ use rand::RngCore;
 use serde::Serialize;
 use tch::Device;
 use unsay_data::{Example, Label, Limits, Supervision, Tokenizer, encode_all, stream};
-use unsay_losses::{Loss, Nll};
+use unsay_losses::token::{Loss, Nll};
 use unsay_model::{Config, Decoder, SequenceClassifier, Size};
 use unsay_reward::accuracy;
 use unsay_train::{ClassifierObjective, Examples, Fit, LanguageObjective, Objective, Settings, Source};

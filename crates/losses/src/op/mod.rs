@@ -170,6 +170,7 @@ impl TokenOp {
             top_logits: leaf(join(&|s| s.top_logits.as_ref())?),
             top_ids: join(&|s| s.top_ids.as_ref())?,
             correct: whole(join(&|s| Some(&s.correct))?)?,
+            collision: join(&|s| s.collision.as_ref())?,
         })
     }
 
@@ -204,12 +205,23 @@ impl TokenOp {
             k => Some(logits.f_topk(k as i64, -1, true, true)?),
         };
         let (top_logits, top_ids) = top.unzip();
+        let collision = match self.needs.collision {
+            true => Some(
+                logits
+                    .f_sub(&largest)?
+                    .f_sub(&log_sum)?
+                    .f_mul_scalar(2.0)?
+                    .f_logsumexp([-1i64].as_slice(), false)?,
+            ),
+            false => None,
+        };
         Ok(TokenStats {
             targets: targets.shallow_clone(),
             logp: logp.f_squeeze_dim(1)?,
             log1m_p,
             top_logits,
             top_ids,
+            collision,
             correct: target_logit.f_ge_tensor(&largest)?.f_squeeze_dim(1)?,
             target_logit: if self.needs.target_logit {
                 Some(target_logit.f_squeeze_dim(1)?)

@@ -11,6 +11,8 @@ pub struct Needs {
     pub log1m_p: bool,
     /// Whether the raw logit of the target is wanted.
     pub target_logit: bool,
+    /// Whether `log Σ_v p(v)²` is wanted.
+    pub collision: bool,
 }
 
 /// A few numbers per predicted token, from [`TokenOp::forward`](crate::TokenOp::forward).
@@ -31,6 +33,8 @@ pub struct TokenStats {
     pub top_logits: Option<Tensor>,
     /// `[N, k]` their token ids, `i64`, no gradient.
     pub top_ids: Option<Tensor>,
+    /// `[N]` `log Σ_v p(v)²`, when asked for, no gradient.
+    pub collision: Option<Tensor>,
     /// `[N]` whether no token has a larger logit than the target, `bool`, no gradient.
     pub correct: Tensor,
 }

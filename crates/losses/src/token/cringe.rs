@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::{TokenLoss, check, wanted};
 use crate::error::not_negative;
 use crate::value::{select, term};
-use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
+use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Likelihood of positives plus a contrast of every negative token with a sampled likely one.
 ///
@@ -38,7 +38,8 @@ use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats}
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
-/// use unsay_losses::{Cringe, TokenCounts, TokenLoss, TokenOp, TokenRows};
+/// use unsay_losses::token::{Cringe, TokenLoss};
+/// use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 ///
 /// # fn main() -> Result<(), unsay_losses::Error> {
 /// let loss = Cringe::new(1.0, 1);
@@ -206,13 +207,15 @@ fn one_per_row<'a>(draws: Option<&'a Tensor>, stats: &TokenStats) -> Result<&'a 
     Ok(draws)
 }
 
-impl TokenLoss for Cringe {
-    fn name(&self) -> &'static str {
-        "cringe"
-    }
-
-    fn summary(&self) -> &'static str {
-        "likelihood of positives plus a contrast of every negative token with a sampled likely one"
+impl Described for Cringe {
+    fn card(&self) -> Card {
+        Card {
+            name: "cringe",
+            summary: "likelihood of positives plus a contrast of every negative token with a sampled likely one",
+            formula: "−log p(y) on positives; α softplus(z(y) − z(s)) on negatives, s drawn from the top k",
+            on_negatives: "down, and the drawn token up by as much; bounded by α/n",
+            source: "Adolphs et al. 2022, eq. 2 to 4",
+        }
     }
 
     fn problems(&self) -> Vec<Error> {
@@ -224,12 +227,14 @@ impl TokenLoss for Cringe {
         });
         alpha.into_iter().chain(k).collect()
     }
+}
 
+impl TokenLoss for Cringe {
     fn needs(&self) -> Needs {
         Needs {
             top_k: self.k.saturating_add(1),
             target_logit: true,
-            log1m_p: false,
+            ..Needs::default()
         }
     }
 

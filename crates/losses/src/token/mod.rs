@@ -3,32 +3,35 @@
 
 mod cringe;
 mod nll;
-mod registry;
 mod unlikelihood;
 
-registry::registry! {
+use tch::Tensor;
+
+use crate::registry::registry;
+use crate::{Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
+
+registry! {
+    /// Every loss over the tokens of labelled completions, in its manifest form: a map of one key,
+    /// `{ cringe: { alpha: 1.0, k: 5 } }`.
+    ///
+    /// ```
+    /// use unsay_losses::{Described, token::Loss};
+    ///
+    /// let loss: Loss = serde_json::from_str(r#"{ "cringe": { "alpha": 1.0, "k": 5 } }"#).unwrap();
+    /// assert!(loss.check().is_ok());
+    /// let typo = serde_json::from_str::<Loss>(r#"{ "cringe": { "alpha": 1.0, "k": 5, "beta": 1 } }"#);
+    /// assert!(typo.unwrap_err().to_string().starts_with("unknown field `beta`"));
+    /// ```
+    dyn TokenLoss:
     Cringe => cringe,
     Nll => nll,
     Unlikelihood => unlikelihood,
 }
 
-use tch::Tensor;
-
-use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
-
 /// A loss over the tokens of labelled completions.
 ///
 /// Ask it what it needs; never compare its name.
-pub trait TokenLoss {
-    /// The one name in file, manifest and results.
-    fn name(&self) -> &'static str;
-
-    /// One line for lists.
-    fn summary(&self) -> &'static str;
-
-    /// Every parameter outside its range.
-    fn problems(&self) -> Vec<Error>;
-
+pub trait TokenLoss: Described {
     /// What it reads from the op.
     fn needs(&self) -> Needs;
 
@@ -70,9 +73,7 @@ fn check(
     counts: &TokenCounts,
     hint: &'static str,
 ) -> Result<()> {
-    if let Some(problem) = loss.problems().into_iter().next() {
-        return Err(problem);
-    }
+    loss.check()?;
     rows.check(stats, counts)?;
     if loss.rows_trained(counts) > 0.0 {
         return Ok(());
@@ -91,8 +92,8 @@ fn check(
     })
 }
 
-/// A column of the stats that [`TokenLoss::needs`] asked for.
-fn wanted<'a>(what: &'static str, column: &'a Option<Tensor>) -> Result<&'a Tensor> {
+/// A column of the stats that a loss's `needs` asked for.
+pub(crate) fn wanted<'a>(what: &'static str, column: &'a Option<Tensor>) -> Result<&'a Tensor> {
     column
         .as_ref()
         .ok_or_else(|| Error::input(what, "the column that the loss's `needs` asks the op for", "none"))

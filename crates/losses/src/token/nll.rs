@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::{TokenLoss, check};
 use crate::value::{select, term};
-use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
+use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Negative log-likelihood of positive and unlabelled completions: plain fine-tuning.
 ///
@@ -28,7 +28,8 @@ use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats}
 ///
 /// ```
 /// use tch::{Device, Tensor};
-/// use unsay_losses::{Nll, TokenCounts, TokenLoss, TokenOp, TokenRows};
+/// use unsay_losses::token::{Nll, TokenLoss};
+/// use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 ///
 /// # fn main() -> Result<(), unsay_losses::Error> {
 /// // As embedding the identity, so that hidden states are logits.
@@ -46,19 +47,23 @@ use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats}
 #[serde(deny_unknown_fields)]
 pub struct Nll {}
 
-impl TokenLoss for Nll {
-    fn name(&self) -> &'static str {
-        "nll"
-    }
-
-    fn summary(&self) -> &'static str {
-        "likelihood of positive and unlabelled completions; negatives are ignored"
+impl Described for Nll {
+    fn card(&self) -> Card {
+        Card {
+            name: "nll",
+            summary: "likelihood of positive and unlabelled completions; negatives are ignored",
+            formula: "−log p(y) on positives",
+            on_negatives: "ignored",
+            source: "Adolphs et al. 2022, §3.1",
+        }
     }
 
     fn problems(&self) -> Vec<Error> {
         Vec::new()
     }
+}
 
+impl TokenLoss for Nll {
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::{TokenLoss, check, wanted};
 use crate::error::not_negative;
 use crate::value::{select, term};
-use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
+use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Likelihood of positives plus unlikelihood of the tokens of negatives.
 ///
@@ -34,7 +34,8 @@ use crate::{Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats}
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
-/// use unsay_losses::{TokenCounts, TokenLoss, TokenOp, TokenRows, Unlikelihood};
+/// use unsay_losses::token::{TokenLoss, Unlikelihood};
+/// use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 ///
 /// # fn main() -> Result<(), unsay_losses::Error> {
 /// let loss = Unlikelihood { alpha: 1.0 };
@@ -59,19 +60,23 @@ pub struct Unlikelihood {
     pub alpha: f64,
 }
 
-impl TokenLoss for Unlikelihood {
-    fn name(&self) -> &'static str {
-        "unlikelihood"
-    }
-
-    fn summary(&self) -> &'static str {
-        "likelihood of positives plus -log(1 - p) of every token of negatives"
+impl Described for Unlikelihood {
+    fn card(&self) -> Card {
+        Card {
+            name: "unlikelihood",
+            summary: "likelihood of positives plus -log(1 - p) of every token of negatives",
+            formula: "−log p(y) on positives; −α log(1 − p(y)) on negatives",
+            on_negatives: "down, the other tokens up in proportion; bounded by α/n₋",
+            source: "Welleck et al. 2019, eq. 2; Li et al. 2020, eq. 1",
+        }
     }
 
     fn problems(&self) -> Vec<Error> {
         not_negative("unlikelihood.alpha", self.alpha).into_iter().collect()
     }
+}
 
+impl TokenLoss for Unlikelihood {
     fn needs(&self) -> Needs {
         Needs {
             log1m_p: true,

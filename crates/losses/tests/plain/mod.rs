@@ -7,7 +7,8 @@
 )]
 
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Loss, LossValue, Needs, TokenCounts, TokenLoss, TokenOp, TokenRows, TokenStats};
+use unsay_losses::token::Loss;
+use unsay_losses::{LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
 
 /// Stats of full logits `[N, V]`, left in the autograd graph.
 pub fn stats(logits: &Tensor, targets: &Tensor, needs: &Needs) -> TokenStats {
@@ -27,6 +28,9 @@ pub fn stats(logits: &Tensor, targets: &Tensor, needs: &Needs) -> TokenStats {
         log1m_p: needs.log1m_p.then_some(log1m_p),
         top_logits: (needs.top_k > 0).then_some(top_logits),
         top_ids: (needs.top_k > 0).then_some(top_ids),
+        collision: needs
+            .collision
+            .then(|| (logits.log_softmax(-1, None) * 2.0).logsumexp([-1i64].as_slice(), false)),
     }
 }
 

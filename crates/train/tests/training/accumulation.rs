@@ -4,7 +4,7 @@ use crate::support::{classifier, decoder, largest_difference, mixed, numbers};
 use proptest::prelude::*;
 use tch::Kind;
 use unsay_data::{Label, stream};
-use unsay_losses::{Loss, TokenLoss};
+use unsay_losses::token::Loss;
 use unsay_model::Params;
 use unsay_train::{
     ClassifierObjective, Draws, Examples, Fit, LanguageObjective, LogicalBatch, Objective, Place, Settings,

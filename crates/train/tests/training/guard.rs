@@ -3,7 +3,7 @@
 use crate::support::{assorted, config, decoder, encode, mixed, source};
 use tch::{Device, Kind};
 use unsay_data::{Label, stream};
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 use unsay_model::Decoder;
 use unsay_train::{ClassifierObjective, Error, Examples, Fit, LanguageObjective, Objective, Settings};
 

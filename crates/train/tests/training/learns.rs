@@ -3,7 +3,7 @@
 use crate::support::{FIRST, classifier, decoder, encode, source};
 use tch::Kind;
 use unsay_data::{Encoded, Label};
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 use unsay_train::{ClassifierObjective, Examples, Fit, LanguageObjective, Schedule, Settings, StepRecord};
 
 fn settings(steps: u64) -> Settings {

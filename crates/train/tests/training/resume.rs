@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::support::{self, classifier, decoder, files, mixed};
 use tch::Kind;
 use unsay_data::Label;
-use unsay_losses::Loss;
+use unsay_losses::token::Loss;
 use unsay_train::{ClassifierObjective, Examples, Fit, LanguageObjective, Objective, Schedule, Settings, read_steps};
 
 fn cringe() -> Loss {

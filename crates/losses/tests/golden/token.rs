@@ -1,19 +1,12 @@
-//! The losses against numbers that the reference code produced (`tests/golden`, or the folder in
-//! `UNSAY_GOLDEN_DIR`): values, values per token and gradients with respect to the logits, at 1e-9 in `f64`.
-//!
-//! The files come from running the released code of each method; a case is its inputs, outputs and gradients. Two
-//! kinds of cases differ on purpose. They are listed with the reason, and compared with what is right instead.
+//! Token losses: CRINGE and unlikelihood.
 
-#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
-
-mod plain;
-
-use plain::numbers;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Cringe, Loss, LossValue, Nll, TokenCounts, TokenLoss, TokenOp, TokenRows, Unlikelihood};
+use unsay_losses::token::{Cringe, Loss, Nll, TokenLoss, Unlikelihood};
+use unsay_losses::{LossValue, TokenCounts, TokenOp, TokenRows};
 
-const TOLERANCE: f64 = 1e-9;
+use crate::files::{cases, close, floats, integers, rows_of};
+use crate::plain::numbers;
 
 /// Cases of `cringe_loss` in which the reference's ignore index swallows part of the contrast.
 const IGNORE_INDEX_QUIRKS: [&str; 2] = [
@@ -23,36 +16,6 @@ const IGNORE_INDEX_QUIRKS: [&str; 2] = [
 
 /// Cases of `unlikelihood_reward` in which the reference's clamp of `1 - p` flattens the loss of row 0.
 const CLAMPED: [(&str, f64); 2] = [("saturated_clamp_1e-6", 1e-6), ("saturated_clamp_1e-20", 1e-20)];
-
-fn cases(name: &str) -> Vec<Value> {
-    tch::set_num_threads(1);
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden").to_owned();
-    let folder = std::env::var("UNSAY_GOLDEN_DIR").unwrap_or(own);
-    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap();
-    let file: Value = serde_json::from_str(&text).unwrap();
-    file["cases"].as_array().unwrap().clone()
-}
-
-fn floats(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(floats).collect(),
-        Value::Null => vec![f64::NAN],
-        number => vec![number.as_f64().unwrap()],
-    }
-}
-
-fn integers(value: &Value) -> Vec<i64> {
-    floats(value).into_iter().map(|x| x as i64).collect()
-}
-
-fn rows_of(value: &Value, width: usize) -> Vec<Vec<f64>> {
-    floats(value).chunks(width).map(<[f64]>::to_vec).collect()
-}
-
-fn close(what: &str, ours: f64, theirs: f64) {
-    let bound = TOLERANCE * ours.abs().max(theirs.abs()) + 1e-15;
-    assert!((ours - theirs).abs() <= bound, "{what}: {ours} is not {theirs}");
-}
 
 /// Aligned tokens as the reference sees them, paddings included: one row per token.
 struct Tokens {
@@ -179,7 +142,7 @@ fn cringe_tokens(case: &Value, padding: &str, k: usize, example: Vec<i64>, label
 }
 
 #[test]
-fn cringe_equals_the_reference_per_token_and_in_gradient() {
+fn golden_cringe_equals_the_reference_per_token_and_in_gradient() {
     let mut compared = 0;
     let mut deviating = 0;
     for case in cases("cringe_loss") {
@@ -272,7 +235,7 @@ fn cringe_equals_the_reference_per_token_and_in_gradient() {
 }
 
 #[test]
-fn cringe_reduces_over_a_batch_as_the_reference_agent_does() {
+fn golden_cringe_reduces_over_a_batch_as_the_reference_agent_does() {
     let mut compared = 0;
     for case in cases("cringe_agent_reduction") {
         let id = case["id"].as_str().unwrap();
@@ -323,7 +286,7 @@ fn cringe_reduces_over_a_batch_as_the_reference_agent_does() {
 }
 
 #[test]
-fn unlikelihood_equals_the_reference_except_where_its_clamp_kills_the_gradient() {
+fn golden_unlikelihood_equals_the_reference_except_where_its_clamp_kills_the_gradient() {
     let mut compared = 0;
     let mut deviating = 0;
     for case in cases("unlikelihood_reward") {
@@ -385,7 +348,7 @@ fn unlikelihood_equals_the_reference_except_where_its_clamp_kills_the_gradient()
 }
 
 #[test]
-fn oracles_of_the_method_by_hand() {
+fn golden_oracles_of_the_method_by_hand() {
     // Logits (2, 1, 0, -1): p = (.6439, .2369, .0871, .0321).
     let one = |target: i64, loss: Loss, draw: f64| {
         Tokens {

@@ -1,0 +1,113 @@
+//! Losses over pairs: for one prompt a chosen and a rejected completion.
+//!
+//! A loss is the value of one pair, [`PairedLoss::values`]. What can be put around any of them is in [`Objective`]: how
+//! token log-probabilities become those of a completion, the divergence behind the rewards, weights per pair, and a
+//! likelihood term that anchors the chosen completion.
+
+mod dpo;
+mod objective;
+mod pairs;
+
+use tch::Tensor;
+
+pub use objective::{Batch, Logps, Objective, Weighting};
+pub use pairs::{Divergence, PairCounts, Pairs};
+
+use crate::registry::registry;
+use crate::{Described, Needs, Result, TokenStats};
+
+registry! {
+    /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
+    dyn PairedLoss:
+    Dpo => dpo,
+}
+
+/// A whole-batch number that a loss subtracts from its rewards; the caller computes it over **all** micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Baseline {
+    /// The running mean of all rewards so far, this batch's included: [`RunningMean`](crate::RunningMean).
+    RunningMeanReward,
+    /// `max(0, mean log-ratio)` of prompts with completions of other prompts.
+    MismatchedKl,
+}
+
+/// A loss over pairs.
+///
+/// Ask it what it needs; never compare its name.
+pub trait PairedLoss: Described {
+    /// Whether it compares with a frozen reference model.
+    fn uses_reference(&self) -> bool;
+
+    /// The scale of the implicit rewards that are reported.
+    fn beta(&self) -> f64;
+
+    /// Whether it divides log-probabilities by the number of tokens itself; [`Logps`] other than sums are then
+    /// refused.
+    fn per_token(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Divergence`]s other than the reverse KL make sense for it.
+    fn takes_divergence(&self) -> bool {
+        self.uses_reference()
+    }
+
+    /// Weight of the likelihood of the chosen completion that is part of the loss itself.
+    fn nll(&self) -> f64 {
+        0.0
+    }
+
+    /// What it reads from the op beyond log-probabilities.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// How many uniform draws it takes per row.
+    fn draws_per_row(&self) -> usize {
+        0
+    }
+
+    /// The whole-batch number that it subtracts from rewards, if any.
+    fn baseline(&self) -> Option<Baseline> {
+        None
+    }
+
+    /// Whether the value of a pair depends on the other pairs of the batch. Such a loss must see the whole batch at
+    /// once: splitting it into micro-batches would change the objective.
+    fn couples_pairs(&self) -> bool {
+        false
+    }
+
+    /// `[N]` a term of its own for every row, which is summed over each completion to
+    /// [`Completions::term`](crate::Completions::term).
+    fn token_term(&self, _stats: &TokenStats, _draws: Option<&Tensor>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// `[B]` the value of every pair, with its graph, not reduced.
+    ///
+    /// **Errors**: [`Error::Input`](crate::Error::Input) when something that it needs is missing.
+    fn values(&self, pairs: &Pairs) -> Result<Tensor>;
+
+    /// `[B]` and `[B]` the implicit rewards of chosen and rejected completions, for the log: `β` times the log-ratio to
+    /// the reference, or `β` times the log-probability where there is none.
+    ///
+    /// **Errors**: as [`PairedLoss::values`].
+    fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
+        let reward = |side: &crate::Completions| -> Result<Tensor> {
+            let logp = match (self.uses_reference() && !pairs.reference_free, self.per_token()) {
+                (true, false) => side.log_ratio()?,
+                (true, true) => side.log_ratio()?.f_div(&side.tokens)?,
+                (false, false) => side.logp.shallow_clone(),
+                (false, true) => side.mean_logp()?,
+            };
+            Ok(logp.f_detach()?.f_mul_scalar(self.beta())?)
+        };
+        Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
+    }
+
+    /// Settings that between them use every switch.
+    fn samples() -> Vec<Self>
+    where
+        Self: Sized;
+}
