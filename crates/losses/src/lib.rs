@@ -39,7 +39,7 @@ pub mod token;
 mod value;
 
 pub use error::{Error, Result};
-pub use op::{Needs, TokenOp, TokenStats};
+pub use op::{Fused, Kl, Needs, TokenOp, TokenStats};
 pub use rows::{TokenCounts, TokenRows, token_metrics};
 pub use token::{Cringe, Loss, Nll, TokenLoss, Unlikelihood};
 pub use value::LossValue;

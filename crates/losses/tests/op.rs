@@ -13,6 +13,13 @@ const ALL: Needs = Needs {
     top_k: 4,
     log1m_p: true,
     target_logit: true,
+    log_sum_exp: false,
+    entropy: false,
+    collision: false,
+    kl: None,
+    candidates: false,
+    candidate_log1m_p: false,
+    off_target: false,
 };
 
 const ALL_OF_THREE: Needs = Needs { top_k: 3, ..ALL };

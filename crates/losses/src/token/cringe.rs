@@ -229,7 +229,7 @@ impl TokenLoss for Cringe {
         Needs {
             top_k: self.k.saturating_add(1),
             target_logit: true,
-            log1m_p: false,
+            ..Needs::default()
         }
     }
 
