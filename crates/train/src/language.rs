@@ -108,7 +108,7 @@ impl LanguageObjective {
         let embedding = self.decoder.output_embedding();
         let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
-        let fused = op.fused_loss(&self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
+        let fused = op.fused_loss(&*self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
         sums.add_loss(&fused.value.total, &fused.value.per_example)?;
         for (name, term) in &fused.value.terms {
             sums.add_term(name, term)?;
