@@ -22,7 +22,7 @@ impl DirectorCounts {
     /// **Errors**: only libtorch's.
     pub fn of(rows: &TokenRows) -> Result<Self> {
         Ok(DirectorCounts {
-            examples: lengths(rows)?.f_gt(0)?.f_sum(Kind::Double)?.double_value(&[]),
+            examples: examples(rows)?,
             tokens: TokenCounts::of(rows)?,
         })
     }
@@ -30,7 +30,7 @@ impl DirectorCounts {
     /// Checks that the rows belong to `stats` and that these counts cover them.
     pub(super) fn check(&self, stats: &TokenStats, rows: &TokenRows) -> Result<()> {
         rows.check(stats, &self.tokens)?;
-        let own = DirectorCounts::of(rows)?.examples;
+        let own = examples(rows)?;
         // Not `<`: a NaN must not pass.
         if own <= self.examples {
             return Ok(());
@@ -38,6 +38,10 @@ impl DirectorCounts {
         let expected = format!("examples of the whole batch, at least this part's {own}");
         Err(Error::input("counts.examples", expected, self.examples))
     }
+}
+
+fn examples(rows: &TokenRows) -> Result<f64> {
+    Ok(lengths(rows)?.f_gt(0)?.f_sum(Kind::Double)?.double_value(&[]))
 }
 
 /// `[B]` how many rows each example has.

@@ -105,8 +105,8 @@ impl Described for Director {
         Card {
             name: "director",
             summary: "likelihood in one head, a judgement of every next token in a second one; both at generation",
-            formula: "−log p(y) on unlabelled; γ BCE(σ(u_y), label) on labelled",
-            on_negatives: "down in the second head; bounded by γ/n_i",
+            formula: "−log p(y) on unlabelled; γ BCE(σ(u(y)), label) on labelled, u the second head's logits",
+            on_negatives: "down in the second head alone, which generation listens to; bounded by γ/n",
             source: "Arora et al. 2022",
         }
     }
