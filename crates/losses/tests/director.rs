@@ -5,9 +5,9 @@
 mod plain;
 
 use plain::{Made, Numbers, difference, numbers};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use unsay_losses::director::{Director, DirectorCounts, DirectorLoss, Reduction};
-use unsay_losses::{LossValue, TokenOp};
+use unsay_losses::{Described, LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
 
 /// The two forms of the second head.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -219,7 +219,8 @@ fn micro_batches_of_whole_examples_add_up_in_any_order() {
     assert_eq!(compared, 6);
 }
 
-/// Under the default a batch twice as large, of the same examples, has the same gradient; under the sum twice the gradient.
+/// Under the default a batch twice as large, of the same examples, has the same gradient; under the sum twice the
+/// gradient.
 #[test]
 fn only_the_sum_grows_with_the_batch() {
     tch::set_num_threads(1);
@@ -247,4 +248,90 @@ fn only_the_sum_grows_with_the_batch() {
         assert!(difference(&large.1, &(small.1 * factor)) < 1e-12);
         assert!(numbers(&large.1).iter().any(|g| g.abs() > 1e-6));
     }
+}
+
+/// What a loss says to stats of made logits.
+fn text(loss: &Director, classifier: &TokenStats, counts: &DirectorCounts) -> String {
+    let generator = stats(&TARGETS, Kind::Float, &Needs::default());
+    let error = loss.evaluate(&generator, classifier, &few(), counts).unwrap_err();
+    error.to_string()
+}
+
+const TARGETS: [i64; 4] = [0, 0, 1, 3];
+
+/// Three examples for the targets.
+fn few() -> TokenRows {
+    TokenRows::new(&[0, 1, 0, 2], &[false; 4], &[-1, 1, 0], Device::Cpu).unwrap()
+}
+
+fn stats(targets: &[i64], kind: Kind, needs: &Needs) -> TokenStats {
+    let hidden = Tensor::zeros([targets.len() as i64, 4], (kind, Device::Cpu));
+    let identity = Tensor::eye(4, (kind, Device::Cpu));
+    let op = TokenOp::new(&hidden, &identity, &Tensor::from_slice(targets), needs).unwrap();
+    op.forward().unwrap()
+}
+
+#[test]
+fn parameters_and_counts_outside_their_range_are_errors() {
+    let loss = Director::new(0.5);
+    let counts = DirectorCounts::of(&few()).unwrap();
+    let classifier = stats(&TARGETS, Kind::Float, &loss.classifier_needs());
+    assert_eq!(
+        text(&Director::new(0.0), &classifier, &counts),
+        "`director.gamma` is 0, expected a finite number above 0"
+    );
+    for examples in [2.0, f64::NAN] {
+        let expected = "counts.examples: expected examples of the whole batch, at least this part's 3, got ";
+        let got = text(&loss, &classifier, &DirectorCounts { examples, ..counts });
+        assert_eq!(got, format!("{expected}{examples}"));
+    }
+    let no_tokens = DirectorCounts {
+        tokens: TokenCounts::default(),
+        ..counts
+    };
+    assert!(text(&loss, &classifier, &no_tokens).starts_with("counts: expected rows"));
+    let both = Director {
+        norm: -1.0,
+        ..Director::new(f64::NAN)
+    };
+    let problems: Vec<String> = both.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "`director.gamma` is NaN, expected a finite number above 0",
+            "`director.norm` is -1, expected a finite number, at least 0"
+        ]
+    );
+}
+
+#[test]
+fn heads_that_were_asked_about_other_tokens_or_not_enough_are_errors() {
+    let loss = Director::new(0.5);
+    let needs = loss.classifier_needs();
+    let counts = DirectorCounts::of(&few()).unwrap();
+    let of =
+        |loss: &Director, targets: &[i64], kind: Kind, needs: &Needs| text(loss, &stats(targets, kind, needs), &counts);
+    for (targets, kind, got) in [
+        (&TARGETS[..3], Kind::Float, "3 rows of Float on Cpu"),
+        (&TARGETS[..], Kind::Double, "4 rows of Double on Cpu"),
+    ] {
+        assert_eq!(
+            of(&loss, targets, kind, &needs),
+            format!("classifier: expected 4 rows of Float on Cpu, as `generator`, got {got}")
+        );
+    }
+    assert_eq!(
+        of(&loss, &[0, 0, 1, 2], Kind::Float, &needs),
+        "classifier.targets: expected those of `generator`, got others"
+    );
+    let missing = "expected the column that the loss's `needs` asks the op for, got none";
+    assert_eq!(
+        of(&loss, &TARGETS, Kind::Float, &Needs::default()),
+        format!("classifier.target_logit: {missing}")
+    );
+    let norm = Director { norm: 0.1, ..loss };
+    assert_eq!(
+        of(&norm, &TARGETS, Kind::Float, &needs),
+        format!("classifier.off_target: {missing}")
+    );
 }

@@ -7,22 +7,23 @@ use crate::{Error, Result};
 
 /// Log-probabilities of the next token from both heads.
 ///
-/// `log_softmax( log_softmax(z) + γ log σ(u) )`, with `z` the language head's logits and `u` the second head's. For the shared
-/// form of the second head, `u = scale · z + bias`.
+/// `log_softmax( log_softmax(z) + γ log σ(u) )`, with `z` the language head's logits and `u` the second head's. For
+/// the shared form of the second head, `u = scale · z + bias`.
 ///
-/// **Shapes**: `logits` and `classifier_logits` `[B, V]`; the result `[B, V]`, in `f32` (`f64` for `f64` inputs). Rows
-/// sum to one in probability.
+/// **Shapes**: `logits` and `classifier_logits` `[B, V]`; the result `[B, V]`, in `f32` (`f64` for `f64` inputs).
+/// Rows sum to one in probability.
 ///
-/// **Parameters**: `gamma`, finite and at least 0: how much the second head says. It may differ from the `gamma` of training;
-/// 0 is the language head alone.
+/// **Parameters**: `gamma`, finite and at least 0: how much the second head says. It may differ from the `gamma` of
+/// training; 0 is the language head alone.
 ///
-/// **Errors**: [`Error::Range`] for `gamma`; [`Error::Input`] for other shapes or kinds; [`Error::Empty`] without rows or tokens.
+/// **Errors**: [`Error::Range`] for `gamma`; [`Error::Input`] for other shapes or kinds; [`Error::Empty`] without
+/// rows or tokens.
 ///
 /// **On negatives**: a token that the second head judges bad loses `γ log(1 + e^{−u})`, which has no bound: a
 /// sure judgement takes the token out, and a sure approval leaves it as it is.
 ///
-/// **Reference**: K. Arora, K. Shuster, S. Sukhbaatar, J. Weston, "DIRECTOR: Generator-classifiers for supervised language
-/// modeling", 2022.
+/// **Reference**: K. Arora, K. Shuster, S. Sukhbaatar, J. Weston, "DIRECTOR: Generator-classifiers for supervised
+/// language modeling", 2022.
 ///
 /// **Differs from the paper**: no.
 ///

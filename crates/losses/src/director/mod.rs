@@ -1,9 +1,9 @@
 //! Losses over two heads on one trunk: a language head that learns what to say, and a second head of the same width
 //! that judges every next token. At generation [`decode`] adds the two.
 //!
-//! The second head is an op of its own over the same hidden states, with an embedding `[V, D]` of its own
-//! or with the language head's embedding and [`TokenOp::with_affine`](crate::TokenOp::with_affine): `u = scale · z + bias`. What the two
-//! ops give back to the hidden states, and to a shared embedding, adds up:
+//! The second head is an op of its own over the same hidden states, with an embedding `[V, D]` of its own or with
+//! the language head's embedding and [`TokenOp::with_affine`](crate::TokenOp::with_affine): `u = scale · z + bias`.
+//! What the two ops give back to the hidden states, and to a shared embedding, adds up:
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};

@@ -1,8 +1,9 @@
 //! How far the policy has moved from the reference, token by token.
 //!
-//! [`KlEstimator`] needs the log-probability of the sampled token alone. The KL itself, a sum over the vocabulary, comes from
-//! the op, chunk by chunk and with its gradient: ask for [`Kl::Reverse`](crate::Kl::Reverse) in
-//! [`Needs::kl`](crate::Needs::kl), give [`TokenOp::with_reference`](crate::TokenOp::with_reference), read `stats.kl`.
+//! [`KlEstimator`] needs the log-probability of the sampled token alone. The KL itself, a sum over the vocabulary,
+//! comes from the op, chunk by chunk and with its gradient: ask for [`Kl::Reverse`](crate::Kl::Reverse) in
+//! [`Needs::kl`](crate::Needs::kl), give [`TokenOp::with_reference`](crate::TokenOp::with_reference), read
+//! `stats.kl`.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -15,29 +16,32 @@ const LOWEST_LOG_RATIO: f64 = -60.0;
 
 /// An estimate of `KL(π ‖ π_ref)` from the log-probabilities of a token that the policy sampled.
 ///
-/// With `d = log π(y) − log π_ref(y)`: `k1 = d`, `k2 = d²/2`, `k3 = e^{−d} − 1 + d`, `abs = |d|`. The `…_with_k2_gradient` ones have
-/// the value of `k1` or `k3` and the gradient of `k2`.
+/// With `d = log π(y) − log π_ref(y)`: `k1 = d`, `k2 = d²/2`, `k3 = e^{−d} − 1 + d`, `abs = |d|`. The
+/// `…_with_k2_gradient` ones have the value of `k1` or `k3` and the gradient of `k2`.
 ///
-/// Over the policy's samples `k1` and `k3` have the KL as their mean; `k3` is never negative and varies less; `k2` is close
-/// while the KL is small; `abs` is a distance of its own. As a **penalty in the reward**, where no gradient is
-/// taken, `k1` is exact on average. As a **term of the loss** the gradient counts: that of `k1` is zero on average, that of
-/// `k3` is the gradient of `KL(π_ref ‖ π)`, and that of `k2`, `d ∇log π`, is the gradient of `KL(π ‖ π_ref)`: hence the last two.
+/// Over the policy's samples `k1` and `k3` have the KL as their mean; `k3` is never negative and usually varies less;
+/// `k2` is close while the KL is small; `abs` is a distance of its own. As a **penalty in the reward**, where no
+/// gradient is taken, `k1` is exact on average. As a **term of the loss** the gradient counts: that of `k1` is zero
+/// on average, that of `k3` is the gradient of `KL(π_ref ‖ π)`, and that of `k2`, `d ∇log π`, is the gradient of
+/// `KL(π ‖ π_ref)`: hence the last two.
 ///
 /// **Shapes**: see [`KlEstimator::per_token`].
 ///
-/// **Parameters**: `k1`, `k2`, `k3`, `abs`, `k1_with_k2_gradient` or `k3_with_k2_gradient`; no default. Limits are in [`KlClamp`].
+/// **Parameters**: `k1`, `k2`, `k3`, `abs`, `k1_with_k2_gradient` or `k3_with_k2_gradient`; no default. Limits are
+/// in [`KlClamp`].
 ///
 /// **Errors**: see [`KlEstimator::per_token`].
 ///
-/// **On negatives**: none are meant; every token is pulled to the reference's probability. Per unit of log-probability
-/// the pull is at most 1 for `abs`, grows as `d` with the gradient of `k2`, and with that of `k3` is below 1 where the policy
-/// likes the token more than the reference does and grows as `e^{−d}` where it likes it less.
+/// **On negatives**: none are meant; every token is pulled to the reference's probability. Per unit of
+/// log-probability the pull is at most 1 for `abs`, grows as `d` with the gradient of `k2`, and with that of `k3`
+/// is below 1 where the policy likes the token more than the reference does and grows as `e^{−d}` where it likes it
+/// less.
 ///
 /// **Reference**: J. Schulman, "Approximating KL divergence", 2020.
 ///
-/// **Differs from the paper**: below `d = −60` `k3` stays at its value there, with no gradient, so that it is finite
-/// in `f32`. TRL names `abs` and `k2` (`mse`) likewise, verl writes `k1+` and `k3+` for the last two, and trlx takes `k3` of `−d`, which is
-/// not an estimate of this KL on the policy's samples; it is left out.
+/// **Differs from the paper**: below `d = −60` `k3` stays at its value there, with no gradient, so that it is
+/// finite in `f32`. TRL names `abs` and `k2` (`mse`) likewise, verl writes `k1+` and `k3+` for the last two, and
+/// trlx takes `k3` of `−d`, which is not an estimate of this KL on the policy's samples; it is left out.
 ///
 /// ```
 /// use tch::{Kind, Tensor};
@@ -72,9 +76,9 @@ pub enum KlEstimator {
 
 /// Limits that libraries put on their estimates; none by default.
 ///
-/// OpenRLHF holds every estimate in `[−10, 10]` (`value: 10`); verl holds `d` in `[−20, 20]` and the estimate in `[−10, 10]` for
-/// `k3` alone (`log_ratio: 20, value: 10`). A value held at a limit has no gradient; the gradient of `k2` that the
-/// `…_with_k2_gradient` estimators carry is not held.
+/// OpenRLHF holds every estimate in `[−10, 10]` (`value: 10`); verl holds `d` in `[−20, 20]` and the estimate in
+/// `[−10, 10]` for `k3` alone (`log_ratio: 20, value: 10`). A value held at a limit has no gradient; the gradient
+/// of `k2` that the `…_with_k2_gradient` estimators carry is not held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KlClamp {
@@ -98,8 +102,8 @@ impl KlClamp {
 impl KlEstimator {
     /// The estimate for every token, with its graph.
     ///
-    /// **Shapes**: `logp` and `reference` of one shape, whatever it is; so is the result, in the kind of `logp`. `reference`
-    /// gets no gradient.
+    /// **Shapes**: `logp` and `reference` of one shape, whatever it is; so is the result, in the kind of `logp`.
+    /// `reference` gets no gradient.
     ///
     /// **Errors**: [`Error::Range`] for a limit of `clamp`; [`Error::Input`] when the two do not fit together.
     pub fn per_token(self, logp: &Tensor, reference: &Tensor, clamp: &KlClamp) -> Result<Tensor> {

@@ -8,8 +8,8 @@ use unsay_losses::{LossValue, TokenOp, TokenRows};
 use crate::files::{cases, close, floats, integers, rows_of};
 use crate::plain::numbers;
 
-/// The reference computes everything of the second head in `f32`: values of at most five and smaller gradients. They are
-/// compared to this distance, and with the formula in `f64` to the usual one.
+/// The reference computes everything of the second head in `f32`: values of at most five and smaller gradients.
+/// They are compared to this distance, and with the formula in `f64` to the usual one.
 const ROUNDING_OF_F32: f64 = 1e-6;
 
 fn near(what: &str, ours: f64, theirs: f64) {

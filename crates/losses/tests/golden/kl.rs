@@ -63,7 +63,8 @@ fn estimates(case: &Value) -> (usize, usize) {
             if kind == Kind::Double {
                 close(&what, *ours, theirs);
             } else {
-                // In `f32`, the reference subtracts from `e^{−d}` what is close to it: its error is that of the larger number.
+                // In `f32`, the reference subtracts from `e^{−d}` what is close to it: its error is that of the
+                // larger number.
                 let rounding = f64::from(f32::EPSILON) * (1.0 + (d.1 - d.0).exp()).min(1e3);
                 let bound = SINGLE * theirs.abs() + rounding;
                 assert!((ours - theirs).abs() <= bound, "{what}: {ours} is not {theirs}");
