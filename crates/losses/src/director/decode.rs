@@ -70,6 +70,7 @@ pub fn decode(logits: &Tensor, classifier_logits: &Tensor, gamma: f64) -> Result
         .f_to_kind(wide)?
         .f_log_sigmoid()?
         .f_mul_scalar(gamma)?;
+    // The first of the two only shifts a row, but beside large logits the judgement would drown in their rounding.
     Ok(logits
         .f_log_softmax(-1, wide)?
         .f_add(&judgement)?
@@ -121,6 +122,14 @@ mod tests {
         // 1e4 - 3e4, -1e4 and 0: the second head wins, whatever the language head thinks of the first token.
         let logp = decode(&z, &u, 3.0).unwrap();
         assert!(logp.double_value(&[0, 2]).abs() < 1e-9 && (logp.double_value(&[0, 0]) + 2e4).abs() < 5.0);
+    }
+
+    #[test]
+    fn a_judgement_does_not_drown_beside_large_logits() {
+        let float = |t: Tensor| t.to_kind(Kind::Float);
+        let logp = decode(&float(row(&[8192.0, 8192.0])), &float(row(&[0.0, 1e3])), 1e-3).unwrap();
+        let difference = logp.double_value(&[0, 1]) - logp.double_value(&[0, 0]);
+        assert!((difference / (1e-3 * 2f64.ln()) - 1.0).abs() < 1e-3, "{difference}");
     }
 
     #[test]
