@@ -106,7 +106,7 @@ impl Described for Director {
         Card {
             name: "director",
             summary: "likelihood in one head, a judgement of every next token in a second one; both at generation",
-            formula: "−log p(y) on unlabelled; γ BCE(σ(u(y)), label) on labelled, u the second head's logits",
+            formula: "−log p(y) on unlabelled; γ (BCE(σ(u(y)), label) + ν mean (σ(u(v)) − ½)²) on labelled, u of the second head",
             on_negatives: "down in the second head, which generation listens to; bounded by γ/n",
             source: "Arora et al. 2022",
         }
