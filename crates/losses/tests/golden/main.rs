@@ -10,5 +10,7 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod director;
 mod files;
+mod kl;
 mod token;
