@@ -22,7 +22,7 @@
 //! one token that may have more. The last two, which are all a contrastive loss uses, touch only the tokens they
 //! name: no product over the vocabulary.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::pulls::Pulls;
 use super::reduce::{Softmax, known_ids, without_largest};
@@ -38,6 +38,50 @@ pub(super) struct Gradients {
     bias: Option<Tensor>,
 }
 
+/// What is trained, each with its gradient, on its way to autograd.
+#[derive(Debug, Default)]
+pub(super) struct HandOn(Vec<(Tensor, Tensor)>);
+
+impl HandOn {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `Σ value ⊙ gradient`.
+    pub(super) fn surrogate(&self) -> Result<Tensor> {
+        let sums = self.0.iter().map(|(value, gradient)| {
+            let sum = dot(value, gradient)?;
+            Ok(sum.f_to_kind(if sum.f_kind()? == Kind::Double {
+                Kind::Double
+            } else {
+                Kind::Float
+            })?)
+        });
+        Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>>>()?, 0)?.f_sum(None)?)
+    }
+
+    /// Hands the gradients on.
+    ///
+    /// Autograd would make a second tensor of the size of each before it adds it. Where a gradient is there already,
+    /// adding to it is all that autograd would do.
+    pub(super) fn backward(self) -> Result<()> {
+        let mut rest = Vec::new();
+        for (value, gradient) in self.0 {
+            // libtorch warns where the gradient of anything but a leaf is asked for.
+            match value.is_leaf().then(|| value.grad()).filter(Tensor::defined) {
+                Some(mut known) => {
+                    let _ = tch::no_grad(|| known.f_add_(&gradient))?;
+                }
+                None => rest.push((value, gradient)),
+            }
+        }
+        match HandOn(rest) {
+            rest if rest.is_empty() => Ok(()),
+            rest => Ok(rest.surrogate()?.f_backward()?),
+        }
+    }
+}
+
 impl TokenOp {
     /// The second pass: a scalar whose `backward()` pushes the gradient into the trunk and the embedding.
     ///
@@ -48,6 +92,18 @@ impl TokenOp {
     /// **Errors**: [`Error::Input`] when `stats` has another number of rows than this op, or when neither
     /// `hidden` nor `embedding` (nor scale nor bias) is being trained.
     pub fn surrogate(&self, stats: &TokenStats) -> Result<Tensor> {
+        self.second_pass(stats)?.surrogate()
+    }
+
+    /// The second pass and the `backward()` of its [`surrogate`](TokenOp::surrogate), with less memory where the
+    /// embedding is a parameter that has a gradient already: the new one is added in place.
+    ///
+    /// **Errors**: as for [`TokenOp::surrogate`].
+    pub fn backward(&self, stats: &TokenStats) -> Result<()> {
+        self.second_pass(stats)?.backward()
+    }
+
+    fn second_pass(&self, stats: &TokenStats) -> Result<HandOn> {
         if stats.n_rows() != self.rows.len() {
             return Err(Error::input(
                 "stats",
@@ -62,11 +118,7 @@ impl TokenOp {
                 "none",
             ));
         }
-        let gradients = tch::no_grad(|| self.second_pass(stats))?;
-        self.hand_on(gradients)
-    }
-
-    fn second_pass(&self, stats: &TokenStats) -> Result<Gradients> {
+        let _guard = tch::no_grad_guard();
         let pulls = Pulls::of(self, stats)?;
         let mut into = self.no_gradients()?;
         let kept = self.kept.take();
@@ -91,7 +143,7 @@ impl TokenOp {
             }
         }
         self.sparse(&mut into, (0, self.rows.len()), &pulls)?;
-        Ok(into)
+        self.hand_on(into)
     }
 
     pub(super) fn no_gradients(&self) -> Result<Gradients> {
@@ -110,43 +162,35 @@ impl TokenOp {
         })
     }
 
-    /// Turns the gradients with respect to `u` into the scalar that hands them on.
-    pub(super) fn hand_on(&self, gradients: Gradients) -> Result<Tensor> {
+    /// From the gradients with respect to what the product `u` is made of to those of what is trained.
+    pub(super) fn hand_on(&self, from: Gradients) -> Result<HandOn> {
         let wide = self.wide();
-        let cooled = |t: Tensor| match self.temperature {
-            None => Ok(t),
-            Some(temperature) => t.f_div_scalar(temperature),
-        };
-        // One product: no copy of the size of the embedding beside the gradient itself.
-        let dot = |value: &Tensor, gradient: &Tensor| -> Result<Tensor> {
-            let flat = |t: &Tensor| t.f_reshape([-1]);
-            let gradient = gradient.f_to_kind(value.kind())?;
-            Ok(flat(value)?.f_dot(&flat(&gradient)?)?.f_to_kind(wide)?)
-        };
-        let mut total = Tensor::f_zeros([0i64; 0], (wide, self.hidden.device()))?;
+        let mut found = Vec::new();
         let mut scale = None;
         if let Some(affine) = &self.affine {
-            if let Some(hidden) = gradients.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
-                let gradient = cooled(dot(&self.rows.hidden.f_to_kind(wide)?, hidden)?)?;
-                total = total.f_add(&dot(&affine.scale, &gradient)?)?;
+            if let Some(hidden) = from.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
+                found.push((&affine.scale, dot(&self.rows.hidden.f_to_kind(wide)?, hidden)?));
             }
-            if let Some(bias) = gradients.bias {
-                total = total.f_add(&dot(&affine.bias, &cooled(bias)?)?)?;
+            if let Some(bias) = from.bias {
+                found.push((&affine.bias, bias));
             }
             scale = Some(affine.scale.f_detach()?.f_to_kind(wide)?);
         }
-        for (value, gradient) in [(&self.hidden, gradients.hidden), (&self.embedding, gradients.embedding)] {
+        for (value, gradient) in [(&self.hidden, from.hidden), (&self.embedding, from.embedding)] {
             if let Some(mut gradient) = gradient.filter(|_| value.requires_grad()) {
                 if let Some(scale) = &scale {
                     gradient = gradient.f_mul_(scale)?;
                 }
-                if let Some(temperature) = self.temperature {
-                    gradient = gradient.f_div_scalar_(temperature)?;
-                }
-                total = total.f_add(&dot(value, &gradient)?)?;
+                found.push((value, gradient));
             }
         }
-        Ok(total)
+        let finished = found.into_iter().map(|(value, mut gradient)| {
+            if let Some(temperature) = self.temperature {
+                gradient = gradient.f_div_scalar_(temperature)?;
+            }
+            Ok((value.shallow_clone(), gradient.f_to_kind(value.f_kind()?)?))
+        });
+        Ok(HandOn(finished.collect::<Result<_>>()?))
     }
 
     /// Adds the gradient of `Σ pulls · stats` over the stats that depend on every logit.
@@ -344,7 +388,7 @@ fn add_at(dlogits: &mut Tensor, ids: &Tensor, weights: &Tensor) -> Result<()> {
         return Ok(());
     }
     // Elsewhere a scatter adds in any order, this in one.
-    let rows = Tensor::f_arange(ids.size()[0], (tch::Kind::Int64, ids.device()))?;
+    let rows = Tensor::f_arange(ids.size()[0], (Kind::Int64, ids.device()))?;
     let rows = rows.f_unsqueeze(1)?.f_expand_as(ids)?;
     let _ = dlogits.f_index_put_(&[Some(&rows), Some(ids)], weights, true)?;
     Ok(())
@@ -359,4 +403,9 @@ fn add_rows(total: &mut Tensor, ids: &Tensor, values: &Tensor) -> Result<()> {
     let sums = Tensor::f_embedding_dense_backward(values, &place, known.size()[0], -1, false)?;
     let _ = total.f_index_add_(0, &known, &sums)?;
     Ok(())
+}
+
+/// `Σ a ⊙ b` as one product: nothing of their size is made.
+fn dot(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(a.f_reshape([-1])?.f_dot(&b.f_reshape([-1])?)?)
 }
