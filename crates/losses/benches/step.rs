@@ -141,7 +141,9 @@ impl Model {
             drop(stats);
             value.total.backward();
         } else {
-            let mut op = TokenOp::new(&hidden, embedding, &self.targets, &needs).unwrap();
+            let mut op = TokenOp::new(&hidden, embedding, &self.targets, &needs)
+                .unwrap()
+                .with_gradient_in_place();
             if self.case.chunk_logits > 0 {
                 op = op.with_chunk_rows((self.case.chunk_logits / self.case.vocab) as usize);
             }

@@ -30,11 +30,12 @@ use super::rows::{Pick, Rows};
 use super::{CHUNK_LOGITS, Kl, TokenOp, TokenStats};
 use crate::{Error, Result};
 
-/// Gradients under construction with respect to the logits' parents, in the kind that sums are taken in. `None` for
-/// those that nobody wants.
+/// Gradients under construction, in the kind that sums are taken in. `None` for those that nobody wants.
 pub(super) struct Gradients {
+    /// `d/du · embedding`: of the states, were there no scale and no temperature.
     hidden: Option<Tensor>,
     embedding: Option<Tensor>,
+    /// Before the temperature.
     bias: Option<Tensor>,
 }
 
@@ -57,6 +58,10 @@ impl HandOn {
                 Kind::Float
             })?)
         });
+        if self.is_empty() {
+            // Its gradient goes nowhere, which is no error.
+            return Ok(Tensor::from(0.0f32).f_set_requires_grad(true)?);
+        }
         Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>>>()?, 0)?.f_sum(None)?)
     }
 
@@ -157,16 +162,43 @@ impl TokenOp {
         Ok(Gradients {
             // The gradient of the scale is that of the hidden states times the states.
             hidden: zeros(self.hidden.requires_grad() || affine(|a| &a.scale), &self.hidden.size())?,
-            embedding: zeros(self.embedding.requires_grad(), &self.embedding.size())?,
+            embedding: match self.adds_in_place() {
+                true => Some(self.known_gradient()?),
+                false => zeros(self.embedding.requires_grad(), &self.embedding.size())?,
+            },
             bias: zeros(affine(|a| &a.bias), &[])?,
         })
+    }
+
+    /// Whether the embedding's gradient is added to the one that it has. In a narrow kind the sum over chunks would
+    /// lose too much.
+    fn adds_in_place(&self) -> bool {
+        let embedding = &self.embedding;
+        self.in_place && embedding.requires_grad() && embedding.is_leaf() && embedding.kind() == self.wide()
+    }
+
+    /// The gradient that the embedding has; zeros where it had none.
+    fn known_gradient(&self) -> Result<Tensor> {
+        if !self.embedding.grad().defined() {
+            // The bindings cannot set a gradient, but this one is zero everywhere.
+            let nothing = tch::with_grad(|| self.embedding.f_narrow(0, 0, 1)?.f_sum(None)?.f_mul_scalar(0.0))?;
+            nothing.f_backward()?;
+        }
+        Ok(self.embedding.grad())
+    }
+
+    /// From gradients with respect to `u` to those with respect to `z`.
+    fn slope(&self, mut gradient: Tensor) -> Result<Tensor> {
+        if let Some(affine) = &self.affine {
+            gradient = gradient.f_mul(&affine.scale.f_detach()?.f_to_kind(gradient.f_kind()?)?)?;
+        }
+        self.cool(gradient)
     }
 
     /// From the gradients with respect to what the product `u` is made of to those of what is trained.
     pub(super) fn hand_on(&self, from: Gradients) -> Result<HandOn> {
         let wide = self.wide();
         let mut found = Vec::new();
-        let mut scale = None;
         if let Some(affine) = &self.affine {
             if let Some(hidden) = from.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
                 found.push((&affine.scale, dot(&self.rows.hidden.f_to_kind(wide)?, hidden)?));
@@ -174,22 +206,20 @@ impl TokenOp {
             if let Some(bias) = from.bias {
                 found.push((&affine.bias, bias));
             }
-            scale = Some(affine.scale.f_detach()?.f_to_kind(wide)?);
         }
-        for (value, gradient) in [(&self.hidden, from.hidden), (&self.embedding, from.embedding)] {
-            if let Some(mut gradient) = gradient.filter(|_| value.requires_grad()) {
-                if let Some(scale) = &scale {
-                    gradient = gradient.f_mul_(scale)?;
-                }
-                found.push((value, gradient));
-            }
+        for (_, gradient) in &mut found {
+            *gradient = self.cool(gradient.shallow_clone())?;
         }
-        let finished = found.into_iter().map(|(value, mut gradient)| {
-            if let Some(temperature) = self.temperature {
-                gradient = gradient.f_div_scalar_(temperature)?;
-            }
-            Ok((value.shallow_clone(), gradient.f_to_kind(value.f_kind()?)?))
-        });
+        if let Some(hidden) = from.hidden.filter(|_| self.hidden.requires_grad()) {
+            found.push((&self.hidden, self.slope(hidden)?));
+        }
+        // What was added in place is where it belongs.
+        if let Some(embedding) = from.embedding.filter(|_| !self.adds_in_place()) {
+            found.push((&self.embedding, embedding));
+        }
+        let finished = found.into_iter();
+        let finished =
+            finished.map(|(value, gradient)| Ok((value.shallow_clone(), gradient.f_to_kind(value.f_kind()?)?)));
         Ok(HandOn(finished.collect::<Result<_>>()?))
     }
 
@@ -229,8 +259,11 @@ impl TokenOp {
             let transposed = dlogits.f_tr()?;
             // In place where the kinds agree; a narrow product is widened before it is added.
             let _ = match kind == self.wide() {
-                true => embedding.f_addmm_(&transposed, &rows.hidden)?,
-                false => embedding.f_add_(&transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?)?,
+                true => embedding.f_addmm_(&transposed, &self.slope(rows.hidden)?)?,
+                false => {
+                    let product = transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?;
+                    embedding.f_add_(&self.slope(product)?)?
+                }
             };
         }
         Ok(())
@@ -342,7 +375,7 @@ impl TokenOp {
                     add_rows(&mut hidden.f_narrow(0, first, n)?, &rows, &scaled(&embedding, &ids)?)?;
                 }
                 if let Some(total) = &mut into.embedding {
-                    add_rows(total, &ids, &scaled(&own.hidden, &rows)?)?;
+                    add_rows(total, &ids, &self.slope(scaled(&own.hidden, &rows)?)?)?;
                 }
             }
         }
