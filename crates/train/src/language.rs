@@ -106,7 +106,8 @@ impl LanguageObjective {
             .f_reshape([-1, width])?
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
         let embedding = self.decoder.output_embedding();
-        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
+        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
+            .with_gradient_in_place();
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
         let fused = op.fused_loss(&*self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
         sums.add_loss(&fused.value.total, &fused.value.per_example)?;
