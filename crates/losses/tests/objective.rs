@@ -513,7 +513,7 @@ fn parts_that_do_not_go_together_are_all_named() {
             json!({ "loss": { "ipo_mean": { "beta": 0.1 } }, "logps": "mean", "divergence": "js" }),
             vec![
                 "`logps` is Mean, expected `sum`, as the loss divides by the number of tokens itself",
-                "`divergence` is Js, expected `reverse_kl`, as the loss is not made of log-ratios or fixes their meaning",
+                "`divergence` is Js, expected `reverse_kl`, as the loss is not one of the difference of two log-ratios",
             ],
         ),
         (

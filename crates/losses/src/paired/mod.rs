@@ -118,7 +118,7 @@ pub trait PairedLoss: Described {
     fn values(&self, pairs: &Pairs) -> Result<Tensor>;
 
     /// `[B]` and `[B]` the implicit rewards of chosen and rejected completions, for the log: `β` times the log-ratio to
-    /// the reference, or `β` times the log-probability where there is none.
+    /// the reference, or `β` times the log-probability where there is none; per token where the loss is.
     ///
     /// **Errors**: as [`PairedLoss::values`].
     fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
