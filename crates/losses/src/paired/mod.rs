@@ -4,9 +4,22 @@
 //! token log-probabilities become those of a completion, the divergence behind the rewards, weights per pair, and a
 //! likelihood term that anchors the chosen completion.
 
+mod aot;
+mod aot_unpaired;
+mod apo_down;
+mod apo_zero;
+mod bco_pair;
+mod discopop;
 mod dpo;
+mod exo;
+mod hinge;
+mod ipo;
+mod ipo_mean;
+mod nca;
 mod objective;
 mod pairs;
+mod robust;
+mod sppo;
 
 use tch::Tensor;
 
@@ -19,7 +32,20 @@ use crate::{Described, Needs, Result, TokenStats};
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
     dyn PairedLoss:
+    Aot => aot,
+    AotUnpaired => aot_unpaired,
+    ApoDown => apo_down,
+    ApoZero => apo_zero,
+    BcoPair => bco_pair,
+    Discopop => discopop,
     Dpo => dpo,
+    Exo => exo,
+    Hinge => hinge,
+    Ipo => ipo,
+    IpoMean => ipo_mean,
+    Nca => nca,
+    Robust => robust,
+    Sppo => sppo,
 }
 
 /// A whole-batch number that a loss subtracts from its rewards; the caller computes it over **all** micro-batches.
@@ -47,7 +73,8 @@ pub trait PairedLoss: Described {
         false
     }
 
-    /// Whether [`Divergence`]s other than the reverse KL make sense for it.
+    /// Whether [`Divergence`]s other than the reverse KL make sense for it: only for a loss of [`Pairs::margin`], in
+    /// which the constant that a score is defined up to cancels.
     fn takes_divergence(&self) -> bool {
         self.uses_reference()
     }
@@ -73,7 +100,8 @@ pub trait PairedLoss: Described {
     }
 
     /// Whether the value of a pair depends on the other pairs of the batch. Such a loss must see the whole batch at
-    /// once: splitting it into micro-batches would change the objective.
+    /// once: splitting it into micro-batches would change the objective. Its terms belong to no pair, so it takes no
+    /// weights per pair.
     fn couples_pairs(&self) -> bool {
         false
     }
@@ -90,7 +118,7 @@ pub trait PairedLoss: Described {
     fn values(&self, pairs: &Pairs) -> Result<Tensor>;
 
     /// `[B]` and `[B]` the implicit rewards of chosen and rejected completions, for the log: `β` times the log-ratio to
-    /// the reference, or `β` times the log-probability where there is none.
+    /// the reference, or `β` times the log-probability where there is none; per token where the loss is.
     ///
     /// **Errors**: as [`PairedLoss::values`].
     fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {

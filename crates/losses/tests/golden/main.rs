@@ -14,3 +14,4 @@ mod director;
 mod files;
 mod kl;
 mod token;
+mod with_reference;
