@@ -4,9 +4,15 @@
 //! token log-probabilities become those of a completion, the divergence behind the rewards, weights per pair, and a
 //! likelihood term that anchors the chosen completion.
 
+mod alphapo;
+mod cpo;
 mod dpo;
 mod objective;
+mod orpo;
 mod pairs;
+mod pairwise_cringe;
+mod simpo;
+mod slic_hf;
 
 use tch::Tensor;
 
@@ -19,7 +25,13 @@ use crate::{Described, Needs, Result, TokenStats};
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
     dyn PairedLoss:
+    Alphapo => alphapo,
+    Cpo => cpo,
     Dpo => dpo,
+    Orpo => orpo,
+    PairwiseCringe => pairwise_cringe,
+    Simpo => simpo,
+    SlicHf => slic_hf,
 }
 
 /// A whole-batch number that a loss subtracts from its rewards; the caller computes it over **all** micro-batches.
@@ -104,6 +116,13 @@ pub trait PairedLoss: Described {
             Ok(logp.f_detach()?.f_mul_scalar(self.beta())?)
         };
         Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
+    }
+
+    /// `[B]` each, named numbers per pair of its own for the log, whose means over the pairs of the whole batch are reported.
+    ///
+    /// **Errors**: as [`PairedLoss::values`].
+    fn extra_terms(&self, _pairs: &Pairs) -> Result<Vec<(&'static str, Tensor)>> {
+        Ok(Vec::new())
     }
 
     /// Settings that between them use every switch.

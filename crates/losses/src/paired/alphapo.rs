@@ -1,0 +1,142 @@
+//! SimPO with another shape of the reward.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::dpo::logistic;
+use super::simpo::margin;
+use super::{PairedLoss, Pairs};
+use crate::error::{finite, not_negative, positive, smoothing};
+use crate::{Card, Completions, Described, Error, Result};
+
+/// AlphaPO: SimPO with a power of the probability as reward in place of its logarithm.
+///
+/// `L = −(1 − ε) log σ(m) − ε log σ(−m)` with `m = β (r_w − r_l) − γ`, `r = (1 − p^{−α})/α`, `p = e^a` and `a` the mean
+/// log-probability of a completion's tokens. `α → 0` gives `r = a`, which is SimPO; `α = 0` is exactly that.
+///
+/// `γ` is as in [`Simpo`](super::Simpo); the likelihood that TRL adds is [`Objective::nll`](super::Objective::nll).
+///
+/// **Shapes**: see [`PairedLoss::values`].
+///
+/// **Parameters**: `beta` (required), finite and above 0; `gamma` (required), finite and at least 0; `alpha` (required),
+/// finite, of either sign; `label_smoothing` `ε` (`0`), in `[0, 0.5)`.
+///
+/// **Errors**: [`Error::Range`] for a parameter; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
+///
+/// **On negatives**: pushed down by `β σ(−m) p_l^{−α}` per unit of mean log-probability. With `α > 0` an unlikely completion
+/// is pushed harder than a likely one, and the push is bounded only by the margin being reached; with `α < 0` it fades with
+/// `p_l` and is at most `β`. Both probabilities may fall, less so the farther `α` is from 0.
+///
+/// **Reference**: A. Gupta, S. Tang, Q. Song, S. Zhu, J. Hong, A. Saha, V. Gupta, N. Lee, E. Kim, S. Zhu, P. Agrawal,
+/// N. Pillai, S. S. Keerthi, "AlphaPO: Reward shape matters for LLM alignment", 2025, the AlphaPO reward and objective;
+/// label smoothing is that of TRL 0.24.
+///
+/// **Differs from the paper**: `−αa` is held at 60, beyond which the reward no longer moves and its gradient is zero: at
+/// `α = 0.25` that is a mean log-probability of −240.
+///
+/// ```
+/// use tch::Tensor;
+/// use unsay_losses::Completions;
+/// use unsay_losses::paired::{Alphapo, PairedLoss, Pairs};
+///
+/// # fn main() -> Result<(), unsay_losses::Error> {
+/// let side = |logp: f64| Completions::from_sums(&Tensor::from_slice(&[logp]), None, &Tensor::from_slice(&[2.0]));
+/// let pairs = Pairs::new(side(-2.0)?, side(-4.0)?)?; // means -1 and -2
+/// let loss = Alphapo { beta: 2.0, gamma: 1.0, alpha: 0.5, label_smoothing: 0.0 };
+/// let value = loss.values(&pairs)?; // rewards (1 - e^0.5)/0.5 = -1.297443 and (1 - e)/0.5 = -3.436564
+/// assert!((value.double_value(&[0]) - 0.037001).abs() < 1e-6); // -log sigmoid(2 * 2.139121 - 1)
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alphapo {
+    /// Scale of the rewards; finite, above 0.
+    pub beta: f64,
+    /// The margin to reach, after scaling by `beta`; finite, at least 0.
+    pub gamma: f64,
+    /// Shape of the reward; finite, 0 is the logarithm. Published runs use up to 0.25.
+    pub alpha: f64,
+    /// Share of labels believed to be wrong, in `[0, 0.5)`.
+    #[serde(default)]
+    pub label_smoothing: f64,
+}
+
+/// e⁶⁰ is 10²⁶: more than any margin needs, and far from overflow in `f32` also after scaling.
+const LARGEST_EXPONENT: f64 = 60.0;
+
+/// Below this `(1 − e^{−αa})/α` and its limit `a` agree to rounding, and `αa` could underflow.
+const SMALLEST_ALPHA: f64 = 1e-20;
+
+impl Alphapo {
+    /// `[B]` the reward before scaling.
+    fn shaped(&self, side: &Completions) -> Result<Tensor> {
+        let mean = side.mean_logp()?;
+        if self.alpha.abs() < SMALLEST_ALPHA {
+            return Ok(mean);
+        }
+        let exponent = mean.f_mul_scalar(-self.alpha)?.f_clamp_max(LARGEST_EXPONENT)?;
+        Ok(exponent.f_expm1()?.f_div_scalar(-self.alpha)?)
+    }
+}
+
+impl Described for Alphapo {
+    fn card(&self) -> Card {
+        Card {
+            name: "alphapo",
+            summary: "SimPO with a power of the mean-token probability as reward",
+            formula: "−(1 − ε) log σ(m) − ε log σ(−m), m = β(r_w − r_l) − γ, r = (1 − p^−α)/α",
+            on_negatives: "down relative to the chosen one; by βp^−α at most",
+            source: "Gupta et al. 2025",
+        }
+    }
+
+    fn problems(&self) -> Vec<Error> {
+        let all = [
+            positive("alphapo.beta", self.beta),
+            not_negative("alphapo.gamma", self.gamma),
+            finite("alphapo.alpha", self.alpha),
+            smoothing("alphapo.label_smoothing", self.label_smoothing),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
+impl PairedLoss for Alphapo {
+    fn uses_reference(&self) -> bool {
+        false
+    }
+
+    fn beta(&self) -> f64 {
+        self.beta
+    }
+
+    fn per_token(&self) -> bool {
+        true
+    }
+
+    fn values(&self, pairs: &Pairs) -> Result<Tensor> {
+        let (chosen, rejected) = (self.shaped(&pairs.chosen)?, self.shaped(&pairs.rejected)?);
+        logistic(
+            &margin(&chosen, &rejected, self.beta, self.gamma)?,
+            self.label_smoothing,
+        )
+    }
+
+    /// `β r` of both sides: the shaped reward, not the log-probability.
+    fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
+        let reward =
+            |side: &Completions| -> Result<Tensor> { Ok(self.shaped(side)?.f_detach()?.f_mul_scalar(self.beta)?) };
+        Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
+    }
+
+    fn samples() -> Vec<Self> {
+        [(0.25, 0.0), (-0.5, 0.1), (0.0, 0.0)]
+            .map(|(alpha, label_smoothing)| Alphapo {
+                beta: 2.0,
+                gamma: 0.5,
+                alpha,
+                label_smoothing,
+            })
+            .to_vec()
+    }
+}
