@@ -12,3 +12,4 @@ mod plain;
 
 mod files;
 mod token;
+mod without_reference;
