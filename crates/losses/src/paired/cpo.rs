@@ -10,27 +10,28 @@ use crate::{Card, Described, Error, Result};
 
 /// CPO: DPO against a uniform reference plus the likelihood of the chosen completion.
 ///
-/// `L = −(1 − ε) log σ(m) − ε log σ(−m) + α NLL(y_w)` with `m = β (log π(y_w) − log π(y_l))`; with `hinge` the first part is
-/// `max(0, 1 − m)`. The likelihood is a mean over the tokens of chosen completions in the whole batch, see
+/// `L = −(1 − ε) log σ(m) − ε log σ(−m) + α NLL(y_w)` with `m = β (log π(y_w) − log π(y_l))`; with `hinge` the first
+/// part is `max(0, 1 − m)`. The likelihood is a mean over the tokens of chosen completions in the whole batch, see
 /// [`Objective`](super::Objective).
 ///
 /// **Shapes**: see [`PairedLoss::values`].
 ///
-/// **Parameters**: `beta` (required), finite and above 0; `alpha` (required), finite and at least 0; `label_smoothing` `ε`
-/// (`0`), in `[0, 0.5)`, 0 with the hinge; `hinge` (`false`).
+/// **Parameters**: `beta` (required), finite and above 0; `alpha` (required), finite and at least 0; `label_smoothing`
+/// `ε` (`0`), in `[0, 0.5)`, 0 with the hinge; `hinge` (`false`).
 ///
-/// **Errors**: [`Error::Range`] for a parameter; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
+/// **Errors**: [`Error::Range`] for a parameter; otherwise those of
+/// [`Objective::evaluate`](super::Objective::evaluate).
 ///
-/// **On negatives**: pushed down by `β σ(−m)` per unit of log-probability, at most `β`; fades as the margin grows, and with
-/// `ε > 0` turns round past `m = log((1 − ε)/ε)`. The hinge pushes by `β` until `m = 1`, then not at all. The likelihood
-/// keeps the chosen one from falling with it.
+/// **On negatives**: pushed down by `β σ(−m)` per unit of log-probability, at most `β`; fades as the margin grows, and
+/// with `ε > 0` turns round past `m = log((1 − ε)/ε)`. The hinge pushes by `β` until `m = 1`, then not at all. The
+/// likelihood keeps the chosen one from falling with it.
 ///
-/// **Reference**: H. Xu, A. Sharaf, Y. Chen, W. Tan, L. Shen, B. Van Durme, K. Murray, Y. J. Kim, "Contrastive preference
-/// optimization: Pushing the boundaries of LLM performance in machine translation", 2024, the preference loss and the
-/// likelihood beside it; `alpha`, label smoothing and hinge are those of the released code and TRL 0.24.
+/// **Reference**: H. Xu, A. Sharaf, Y. Chen, W. Tan, L. Shen, B. Van Durme, K. Murray, Y. J. Kim, "Contrastive
+/// preference optimization: Pushing the boundaries of LLM performance in machine translation", 2024, the preference
+/// loss and the likelihood beside it; `alpha`, label smoothing and hinge are those of the released code and TRL 0.24.
 ///
-/// **Differs from the paper**: the likelihood is a mean over tokens as in the released code, in the paper a sum over each
-/// completion; its weight is a parameter, in the paper 1.
+/// **Differs from the paper**: the likelihood is a mean over tokens as in the released code, in the paper a sum over
+/// each completion; its weight is a parameter, in the paper 1.
 ///
 /// ```
 /// use tch::Tensor;
@@ -65,7 +66,7 @@ impl Described for Cpo {
     fn card(&self) -> Card {
         Card {
             name: "cpo",
-            summary: "logistic loss of the log-probabilities of a pair plus the likelihood of the chosen one, no reference",
+            summary: "logistic loss of a pair's log-probabilities plus likelihood of the chosen one, no reference",
             formula: "−(1 − ε) log σ(m) − ε log σ(−m) + α NLL(y_w), m = β(log π(y_w) − log π(y_l)); or max(0, 1 − m)",
             on_negatives: "down relative to the chosen one; bounded by β",
             source: "Xu et al. 2024",
@@ -116,5 +117,101 @@ impl PairedLoss for Cpo {
             },
             Cpo { hinge: true, ..base },
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Completions;
+
+    fn numbers(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t.detach()).unwrap()
+    }
+
+    #[test]
+    fn values_and_pushes_are_those_of_the_definition_on_sums() {
+        let (sums, others) = ([-10.0f64, -20.0, -3.0, -1e4], [-17.0f64, -12.0, -40.0, 0.0]);
+        let mut tried = 0;
+        for (label_smoothing, hinge) in [(0.0, false), (0.3, false), (0.0, true)] {
+            let loss = Cpo {
+                beta: 0.1,
+                alpha: 0.0,
+                label_smoothing,
+                hinge,
+            };
+            let leaf = |sums: &[f64]| Tensor::from_slice(sums).set_requires_grad(true);
+            let (chosen, rejected) = (leaf(&sums), leaf(&others));
+            let side =
+                |logp: &Tensor, n: f64| Completions::from_sums(logp, None, &Tensor::from_slice(&[n; 4])).unwrap();
+            let pairs = Pairs::new(side(&chosen, 3.0), side(&rejected, 5.0)).unwrap();
+            let values = loss.values(&pairs).unwrap();
+            values.sum(tch::Kind::Double).backward();
+            let (reward, other_reward) = loss.rewards(&pairs).unwrap();
+            for i in 0..sums.len() {
+                let m = 0.1 * (sums[i] - others[i]);
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let log_sigmoid = |x: f64| x.min(0.0) - (-x.abs()).exp().ln_1p();
+                let (value, slope) = if hinge {
+                    ((1.0 - m).max(0.0), if m < 1.0 { -1.0 } else { 0.0 })
+                } else {
+                    let value = -(1.0 - label_smoothing) * log_sigmoid(m) - label_smoothing * log_sigmoid(-m);
+                    (
+                        value,
+                        label_smoothing * sigmoid(m) - (1.0 - label_smoothing) * sigmoid(-m),
+                    )
+                };
+                let near = |t: &Tensor, expected: f64| {
+                    let got = numbers(t)[i];
+                    let bound = 1e-12 * (1.0 + expected.abs());
+                    assert!(
+                        (got - expected).abs() < bound,
+                        "{loss:?}, pair {i}: {got}, not {expected}"
+                    );
+                };
+                near(&values, value);
+                near(&chosen.grad(), 0.1 * slope);
+                near(&rejected.grad(), -0.1 * slope);
+                near(&reward, 0.1 * sums[i]);
+                near(&other_reward, 0.1 * others[i]);
+            }
+            tried += 1;
+        }
+        assert_eq!(tried, 3);
+    }
+
+    #[test]
+    fn says_what_it_is_and_what_is_out_of_range() {
+        let base = Cpo {
+            beta: 0.1,
+            alpha: 0.5,
+            label_smoothing: 0.0,
+            hinge: false,
+        };
+        assert!(!base.uses_reference() && !base.per_token() && base.problems().is_empty());
+        assert!((base.nll() - 0.5).abs() < 1e-15);
+        let text = |loss: Cpo| -> Vec<String> { loss.problems().iter().map(ToString::to_string).collect() };
+        assert_eq!(
+            text(Cpo {
+                beta: -0.1,
+                alpha: -1.0,
+                label_smoothing: 0.5,
+                ..base
+            }),
+            [
+                "`cpo.beta` is -0.1, expected a finite number above 0",
+                "`cpo.alpha` is -1, expected a finite number, at least 0",
+                "`cpo.label_smoothing` is 0.5, expected a number from 0 up to, but not, 0.5",
+            ]
+        );
+        let smoothed_hinge = Cpo {
+            label_smoothing: 0.1,
+            hinge: true,
+            ..base
+        };
+        assert_eq!(
+            text(smoothed_hinge),
+            ["`cpo.label_smoothing` is 0.1, expected 0, as `hinge` has no label smoothing"]
+        );
     }
 }

@@ -118,7 +118,8 @@ pub trait PairedLoss: Described {
         Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
     }
 
-    /// `[B]` each, named numbers per pair of its own for the log, whose means over the pairs of the whole batch are reported.
+    /// `[B]` each, named numbers per pair of its own for the log, whose means over the pairs of the whole batch are
+    /// reported.
     ///
     /// **Errors**: as [`PairedLoss::values`].
     fn extra_terms(&self, _pairs: &Pairs) -> Result<Vec<(&'static str, Tensor)>> {

@@ -193,8 +193,8 @@ impl Objective {
 
     /// The value on one micro-batch, divided by counts of the whole batch.
     ///
-    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly above
-    /// rejected), `logp_chosen` and `logp_rejected` (sums per completion) and the loss's own
+    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly
+    /// above rejected), `logp_chosen` and `logp_rejected` (sums per completion) and the loss's own
     /// [`extra_terms`](super::PairedLoss::extra_terms), means over pairs; `nll_chosen`, a mean over tokens, where the
     /// likelihood is part of the objective.
     ///

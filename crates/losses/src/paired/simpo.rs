@@ -14,23 +14,25 @@ use crate::{Card, Described, Error, Result};
 /// `L = −(1 − ε) log σ(m) − ε log σ(−m)` with `m = β (a_w − a_l) − γ`, `a` the mean log-probability of a completion's
 /// tokens; with `hinge` `L = max(0, 1 − m)`.
 ///
-/// Other code writes the margin differently. TRL's `simpo_gamma` is this `γ`: it subtracts `γ/β` inside `β(·)`. The authors'
-/// code takes `gamma_beta_ratio`, which is `γ/β`: its `beta` 2.5 with a ratio of 0.55 is `γ` 1.375. TRL also adds the
-/// likelihood of the chosen completion with a default weight of 1; here that is [`Objective::nll`](super::Objective::nll).
+/// Other code writes the margin differently. TRL's `simpo_gamma` is this `γ`: it subtracts `γ/β` inside `β(·)`. The
+/// authors' code takes `gamma_beta_ratio`, which is `γ/β`: its `beta` 2.5 with a ratio of 0.55 is `γ` 1.375. TRL also
+/// adds the likelihood of the chosen completion with a default weight of 1; here that is
+/// [`Objective::nll`](super::Objective::nll).
 ///
 /// **Shapes**: see [`PairedLoss::values`].
 ///
-/// **Parameters**: `beta` (required), finite and above 0; `gamma` (required), finite and at least 0; `label_smoothing` `ε`
-/// (`0`), in `[0, 0.5)`, 0 with the hinge; `hinge` (`false`).
+/// **Parameters**: `beta` (required), finite and above 0; `gamma` (required), finite and at least 0; `label_smoothing`
+/// `ε` (`0`), in `[0, 0.5)`, 0 with the hinge; `hinge` (`false`).
 ///
-/// **Errors**: [`Error::Range`] for a parameter; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
+/// **Errors**: [`Error::Range`] for a parameter; otherwise those of
+/// [`Objective::evaluate`](super::Objective::evaluate).
 ///
-/// **On negatives**: pushed down by `β σ(−m)` per unit of mean log-probability, at most `β`, so by at most `β/n` per token
-/// of a completion of `n`; fades once the margin exceeds `γ`, and with `ε > 0` turns round past `m = log((1 − ε)/ε)`. The
-/// hinge pushes by `β` until `m = 1`, then not at all. Both log-probabilities may fall.
+/// **On negatives**: pushed down by `β σ(−m)` per unit of mean log-probability, at most `β`, so by at most `β/n` per
+/// token of a completion of `n`; fades once the margin exceeds `γ`, and with `ε > 0` turns round past
+/// `m = log((1 − ε)/ε)`. The hinge pushes by `β` until `m = 1`, then not at all. Both log-probabilities may fall.
 ///
-/// **Reference**: Y. Meng, M. Xia, D. Chen, "SimPO: Simple preference optimization with a reference-free reward", 2024, eq. 6;
-/// label smoothing and hinge are those of the authors' code.
+/// **Reference**: Y. Meng, M. Xia, D. Chen, "SimPO: Simple preference optimization with a reference-free reward", 2024,
+/// eq. 6; label smoothing and hinge are those of the authors' code.
 ///
 /// **Differs from the paper**: no.
 ///
@@ -40,7 +42,8 @@ use crate::{Card, Described, Error, Result};
 /// use unsay_losses::paired::{PairedLoss, Pairs, Simpo};
 ///
 /// # fn main() -> Result<(), unsay_losses::Error> {
-/// let side = |logp: f64, tokens: f64| Completions::from_sums(&Tensor::from_slice(&[logp]), None, &Tensor::from_slice(&[tokens]));
+/// let one = |x: f64| Tensor::from_slice(&[x]);
+/// let side = |logp: f64, tokens: f64| Completions::from_sums(&one(logp), None, &one(tokens));
 /// let pairs = Pairs::new(side(-4.0, 4.0)?, side(-6.0, 5.0)?)?; // means -1.0 and -1.2
 /// let loss = Simpo { beta: 2.5, gamma: 1.4, label_smoothing: 0.0, hinge: false };
 /// let value = loss.values(&pairs)?;
@@ -143,5 +146,102 @@ impl PairedLoss for Simpo {
             },
             Simpo { hinge: true, ..base },
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Completions;
+
+    fn numbers(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t.detach()).unwrap()
+    }
+
+    fn sigmoid(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    /// Every switch against the definition, with completions of different lengths; margins of both signs, past the
+    /// point where smoothing turns round and past the corner of the hinge.
+    #[test]
+    fn values_and_pushes_are_those_of_the_definition() {
+        let (lengths, others) = ([4.0f64, 2.0, 5.0, 1.0], [3.0f64, 6.0, 2.0, 8.0]);
+        let (sums, other_sums) = ([-6.0f64, -5.0, -1.0, -0.5], [-3.0f64, -9.0, -8.0, -30.0]);
+        let mut tried = 0;
+        for (label_smoothing, hinge) in [(0.0, false), (0.3, false), (0.0, true)] {
+            let loss = Simpo {
+                beta: 2.5,
+                gamma: 0.75,
+                label_smoothing,
+                hinge,
+            };
+            assert!(loss.problems().is_empty());
+            let (chosen, rejected) = (Tensor::from_slice(&sums), Tensor::from_slice(&other_sums));
+            let (chosen, rejected) = (chosen.set_requires_grad(true), rejected.set_requires_grad(true));
+            let side = |logp: &Tensor, n: &[f64]| Completions::from_sums(logp, None, &Tensor::from_slice(n)).unwrap();
+            let pairs = Pairs::new(side(&chosen, &lengths), side(&rejected, &others)).unwrap();
+            let values = loss.values(&pairs).unwrap();
+            values.sum(tch::Kind::Double).backward();
+            let (reward, other_reward) = loss.rewards(&pairs).unwrap();
+            for i in 0..lengths.len() {
+                let (a, b) = (sums[i] / lengths[i], other_sums[i] / others[i]);
+                let m = 2.5 * (a - b) - 0.75;
+                let (value, slope) = if hinge {
+                    ((1.0 - m).max(0.0), if m < 1.0 { -1.0 } else { 0.0 })
+                } else {
+                    let value = -(1.0 - label_smoothing) * sigmoid(m).ln() - label_smoothing * sigmoid(-m).ln();
+                    (
+                        value,
+                        label_smoothing * sigmoid(m) - (1.0 - label_smoothing) * sigmoid(-m),
+                    )
+                };
+                let near = |t: &Tensor, expected: f64| {
+                    let got = numbers(t)[i];
+                    assert!(
+                        (got - expected).abs() < 1e-12,
+                        "{loss:?}, pair {i}: {got}, not {expected}"
+                    );
+                };
+                near(&values, value);
+                near(&chosen.grad(), 2.5 * slope / lengths[i]);
+                near(&rejected.grad(), -2.5 * slope / others[i]);
+                near(&reward, 2.5 * a);
+                near(&other_reward, 2.5 * b);
+            }
+            tried += 1;
+        }
+        assert_eq!(tried, 3);
+    }
+
+    #[test]
+    fn smoothing_with_a_hinge_is_refused_and_so_is_what_is_out_of_range() {
+        let text = |beta: f64, gamma: f64, label_smoothing: f64, hinge: bool| -> Vec<String> {
+            let loss = Simpo {
+                beta,
+                gamma,
+                label_smoothing,
+                hinge,
+            };
+            loss.problems().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            text(0.0, -1.0, 0.5, false),
+            [
+                "`simpo.beta` is 0, expected a finite number above 0",
+                "`simpo.gamma` is -1, expected a finite number, at least 0",
+                "`simpo.label_smoothing` is 0.5, expected a number from 0 up to, but not, 0.5",
+            ]
+        );
+        assert_eq!(
+            text(2.0, 0.0, 0.1, true),
+            ["`simpo.label_smoothing` is 0.1, expected 0, as `hinge` has no label smoothing"]
+        );
+        assert!(text(2.0, 0.0, 0.1, false).is_empty() && text(2.0, 0.0, 0.0, true).is_empty());
+        assert!(
+            Simpo::samples()
+                .iter()
+                .all(|loss| loss.per_token() && !loss.uses_reference())
+        );
     }
 }
