@@ -9,7 +9,7 @@ use plain::{Made, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 use unsay_losses::paired::{
-    Batch, Cpo, Dpo, Loss, Objective, Orpo, PairCounts, PairedLoss, Pairs, PairwiseCringe, Simpo, SlicHf,
+    Batch, Cpo, Dpo, Ipo, Loss, Objective, Orpo, PairCounts, PairedLoss, Pairs, PairwiseCringe, Simpo, SlicHf,
 };
 use unsay_losses::token::{Cringe, Nll, TokenLoss};
 use unsay_losses::{CompletionRows, Completions, LossValue, TokenCounts, TokenOp, TokenRows, token};
@@ -49,6 +49,10 @@ fn oracles_of_losses_over_pairs() {
     near("dpo's push down", push[1] / 0.1, 0.331812, 1e-6);
     let (value, _) = on_one_pair(&dpo, -10.0, -20.0, Some((-10.0, -20.0)));
     near("dpo at the reference", value, std::f64::consts::LN_2, 1e-12);
+
+    let (value, push) = on_one_pair(&Ipo { beta: 0.1 }, -10.0, -20.0, Some((-12.0, -15.0)));
+    near("ipo", value, 4.0, 1e-12); // (7 - 5)^2
+    near("ipo's push past its target", push[1], -4.0, 1e-12);
 
     let simpo = Simpo {
         beta: 2.5,

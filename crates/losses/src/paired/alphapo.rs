@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::dpo::logistic;
+use super::pairs::power;
 use super::simpo::margin;
 use super::{PairedLoss, Pairs};
 use crate::error::{finite, not_negative, positive, smoothing};
@@ -32,8 +33,8 @@ use crate::{Card, Completions, Described, Error, Result};
 /// N. Pillai, S. S. Keerthi, "AlphaPO: Reward shape matters for LLM alignment", 2025, the AlphaPO reward and objective;
 /// label smoothing is that of TRL 0.24.
 ///
-/// **Differs from the paper**: `−αa` is held at 60, beyond which the reward no longer moves and its gradient is zero:
-/// at `α = 0.25` that is a mean log-probability of −240.
+/// **Differs from the paper**: `−αa` is held at 40, beyond which the reward no longer moves and its gradient is zero:
+/// at `α = 0.25` that is a mean log-probability of −160.
 ///
 /// ```
 /// use tch::Tensor;
@@ -62,9 +63,6 @@ pub struct Alphapo {
     pub label_smoothing: f64,
 }
 
-/// e⁶⁰ is 10²⁶: more than any margin needs, and far from overflow in `f32` also after scaling.
-const LARGEST_EXPONENT: f64 = 60.0;
-
 /// Below this `(1 − e^{−αa})/α` and its limit `a` agree to rounding, and `αa` could underflow.
 const SMALLEST_ALPHA: f64 = 1e-20;
 
@@ -75,8 +73,7 @@ impl Alphapo {
         if self.alpha.abs() < SMALLEST_ALPHA {
             return Ok(mean);
         }
-        let exponent = mean.f_mul_scalar(-self.alpha)?.f_clamp_max(LARGEST_EXPONENT)?;
-        Ok(exponent.f_expm1()?.f_div_scalar(-self.alpha)?)
+        power(&mean, -self.alpha)
     }
 }
 
@@ -232,18 +229,18 @@ mod tests {
     }
 
     #[test]
-    fn exponents_are_held_at_sixty_so_that_nothing_overflows() {
-        // −αa is 59.75 for the first and 2500 for the second.
-        let (chosen, rejected, pairs) = pairs(&[-239.0, -1e4], &[-1.0, -1.0]);
+    fn exponents_are_held_at_forty_so_that_nothing_overflows() {
+        // −αa is 39.75 for the first and 2500 for the second.
+        let (chosen, rejected, pairs) = pairs(&[-159.0, -1e4], &[-1.0, -1.0]);
         let loss = with(0.25);
         let (reward, _) = loss.rewards(&pairs).unwrap();
         let reward = numbers(&reward);
-        assert!((reward[0] / (-8.0 * 59.75f64.exp_m1()) - 1.0).abs() < 1e-12);
-        assert!((reward[1] / (-8.0 * 60.0f64.exp_m1()) - 1.0).abs() < 1e-12);
+        assert!((reward[0] / (-8.0 * 39.75f64.exp_m1()) - 1.0).abs() < 1e-12);
+        assert!((reward[1] / (-8.0 * 40.0f64.exp_m1()) - 1.0).abs() < 1e-12);
         let values = loss.values(&pairs).unwrap();
         values.sum(tch::Kind::Double).backward();
         let pushes = numbers(&chosen.grad());
-        assert!((pushes[0] / (-2.0 * 0.9 * 59.75f64.exp()) - 1.0).abs() < 1e-12);
+        assert!((pushes[0] / (-2.0 * 0.9 * 39.75f64.exp()) - 1.0).abs() < 1e-12);
         assert!(pushes[1].abs() == 0.0);
         assert!(
             numbers(&values)

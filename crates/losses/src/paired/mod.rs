@@ -5,14 +5,27 @@
 //! likelihood term that anchors the chosen completion.
 
 mod alphapo;
+mod aot;
+mod aot_unpaired;
+mod apo_down;
+mod apo_zero;
+mod bco_pair;
 mod cpo;
+mod discopop;
 mod dpo;
+mod exo;
+mod hinge;
+mod ipo;
+mod ipo_mean;
+mod nca;
 mod objective;
 mod orpo;
 mod pairs;
 mod pairwise_cringe;
+mod robust;
 mod simpo;
 mod slic_hf;
+mod sppo;
 
 use tch::Tensor;
 
@@ -26,12 +39,25 @@ registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
     dyn PairedLoss:
     Alphapo => alphapo,
+    Aot => aot,
+    AotUnpaired => aot_unpaired,
+    ApoDown => apo_down,
+    ApoZero => apo_zero,
+    BcoPair => bco_pair,
     Cpo => cpo,
+    Discopop => discopop,
     Dpo => dpo,
+    Exo => exo,
+    Hinge => hinge,
+    Ipo => ipo,
+    IpoMean => ipo_mean,
+    Nca => nca,
     Orpo => orpo,
     PairwiseCringe => pairwise_cringe,
+    Robust => robust,
     Simpo => simpo,
     SlicHf => slic_hf,
+    Sppo => sppo,
 }
 
 /// A whole-batch number that a loss subtracts from its rewards; the caller computes it over **all** micro-batches.
@@ -59,7 +85,8 @@ pub trait PairedLoss: Described {
         false
     }
 
-    /// Whether [`Divergence`]s other than the reverse KL make sense for it.
+    /// Whether [`Divergence`]s other than the reverse KL make sense for it: only for a loss of [`Pairs::margin`], in
+    /// which the constant that a score is defined up to cancels.
     fn takes_divergence(&self) -> bool {
         self.uses_reference()
     }
@@ -85,7 +112,8 @@ pub trait PairedLoss: Described {
     }
 
     /// Whether the value of a pair depends on the other pairs of the batch. Such a loss must see the whole batch at
-    /// once: splitting it into micro-batches would change the objective.
+    /// once: splitting it into micro-batches would change the objective. Its terms belong to no pair, so it takes no
+    /// weights per pair.
     fn couples_pairs(&self) -> bool {
         false
     }

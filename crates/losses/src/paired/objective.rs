@@ -37,15 +37,16 @@ pub enum Weighting {
     /// W. Zhou, R. Agrawal, S. Zhang, S. R. Indurthi, S. Zhao, K. Song, S. Xu, C. Zhu, "WPO: Enhancing RLHF with
     /// weighted preference optimization", 2024, eq. 3 and §3.3.
     Wpo {
-        /// Whether weights are held at 1, as released code does.
+        /// Whether a pair's weight is held at 1, as TRL 0.24 does and TRL 1.10 does not.
         clamp: bool,
     },
 }
 
 /// A loss over pairs with everything around it: the manifest form of training on pairs.
 ///
-/// `L = (1/B) Σ w_i ℓ(c_i, r_i) + (a / n₊) Σ₊ −log p(y_t)` with `ℓ` the loss, `w` the [`Weighting`], `a` the sum of
-/// [`Objective::nll`] and the loss's own, `n₊` the tokens of chosen completions in the whole batch.
+/// `L = (1/B) Σ w_i ℓ(c_i, r_i) + (a / n₊) Σ₊ −log p(y_t)` with `ℓ` the loss, `B` the pairs of the whole batch, `w` the
+/// [`Weighting`], `a` the sum of [`Objective::nll`] and the loss's own, `n₊` the tokens of chosen completions in the
+/// whole batch. A part that does not go with the loss is an error, not ignored.
 ///
 /// ```
 /// use unsay_losses::paired::Objective;
@@ -127,6 +128,10 @@ impl Objective {
         if self.divergence != Divergence::ReverseKl && !self.loss.takes_divergence() {
             let range = "`reverse_kl`, as the loss is not made of log-ratios or fixes their meaning";
             refuse("divergence", format!("{:?}", self.divergence), range);
+        }
+        if self.weighting != Weighting::None && self.loss.couples_pairs() {
+            let range = "`none`, as the loss compares whole batches and its terms belong to no pair";
+            refuse("weighting", format!("{:?}", self.weighting), range);
         }
         if self.reference_free && !self.loss.uses_reference() {
             refuse(
@@ -220,14 +225,10 @@ impl Objective {
                 format!("{} of {}", own.pairs, counts.pairs),
             ));
         }
-        if self.loss.baseline().is_some() && batch.baseline.is_none_or(|b| !b.is_finite()) {
-            return Err(Error::input(
-                "baseline",
-                "the finite whole-batch number that the loss subtracts from rewards",
-                format!("{:?}", batch.baseline),
-            ));
-        }
         let pairs = self.pairs(batch)?;
+        if self.loss.baseline().is_some() {
+            pairs.wanted_baseline()?;
+        }
         let mut values = self.loss.values(&pairs)?;
         if let Weighting::Wpo { clamp } = self.weighting {
             values = values.f_mul(&wpo_weights(&pairs, clamp)?)?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::dpo::logistic;
-use super::slic_hf::hinge;
+use super::hinge::hinge;
 use super::{PairedLoss, Pairs};
 use crate::error::{not_negative, positive, smoothing};
 use crate::{Card, Described, Error, Result};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::hinge::hinge;
 use super::{PairedLoss, Pairs};
 use crate::error::{not_negative, positive};
 use crate::{Card, Described, Error, Result};
@@ -53,11 +54,6 @@ pub struct SlicHf {
     pub delta: f64,
     /// Weight of the likelihood of the chosen completion; finite, at least 0.
     pub lambda: f64,
-}
-
-/// `max(0, enough − margin)`, of any shape; at the corner the gradient is zero.
-pub(super) fn hinge(margin: &Tensor, enough: f64) -> Result<Tensor> {
-    Ok(margin.f_neg()?.f_add_scalar(enough)?.f_relu()?)
 }
 
 impl Described for SlicHf {

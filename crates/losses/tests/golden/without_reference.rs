@@ -1,9 +1,9 @@
-//! Pairs without a reference: SimPO, AlphaPO, CPO, ORPO and pairwise CRINGE.
+//! Pairs without a reference: SimPO, AlphaPO, CPO, IPO against nothing, ORPO and pairwise CRINGE.
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unsay_losses::paired::{
-    Alphapo, Batch, Cpo, Loss, Objective, Orpo, PairCounts, PairedLoss, Pairs, PairwiseCringe, Simpo,
+    Alphapo, Batch, Cpo, IpoMean, Loss, Objective, Orpo, PairCounts, PairedLoss, Pairs, PairwiseCringe, Simpo,
 };
 use unsay_losses::token::{Nll, TokenLoss};
 use unsay_losses::{CompletionRows, Completions, LossValue, TokenCounts, TokenOp, TokenRows};
@@ -11,9 +11,6 @@ use unsay_losses::{CompletionRows, Completions, LossValue, TokenCounts, TokenOp,
 use crate::files::{cases, close, floats, integers, rows_of};
 use crate::plain::numbers;
 use crate::token::{candidates, draw_for};
-
-/// Cases of `simpo_cpo` that are a loss of another file: IPO with means per token and no reference.
-const IPO: [&str; 1] = ["trl_ipo_6"];
 
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
@@ -28,8 +25,8 @@ fn all_close(what: &str, ours: &[f64], theirs: &Value) {
 }
 
 #[test]
-fn golden_simpo_alphapo_and_cpo_equal_both_references() {
-    let (mut compared, mut listed) = (0, 0);
+fn golden_simpo_alphapo_cpo_and_ipo_without_a_reference_equal_both_references() {
+    let mut compared = 0;
     for case in cases("simpo_cpo") {
         let id = case["id"].as_str().unwrap();
         let params = &case["params"];
@@ -60,19 +57,8 @@ fn golden_simpo_alphapo_and_cpo_equal_both_references() {
                 label_smoothing,
                 hinge,
             }),
-            (true, "ipo") => {
-                // Reason: here it is the loss `ipo_mean` of a reference-free objective. By the formula:
-                assert!(IPO.contains(&id));
-                let logps = |side: &str| floats(&case["inputs"][format!("policy_{side}_logps")]);
-                let by_formula: Vec<f64> = logps("chosen")
-                    .iter()
-                    .zip(logps("rejected"))
-                    .map(|(chosen, rejected)| (chosen - rejected - 0.5 / beta).powi(2))
-                    .collect();
-                all_close(id, &by_formula, &case["outputs"]["losses"]);
-                listed += 1;
-                continue;
-            }
+            // There it is an option of a loss without a reference, here of a loss with one.
+            (true, "ipo") => Loss::IpoMean(IpoMean { beta }),
             (_, other) => panic!("{id}: no loss for {other}"),
         };
 
@@ -85,7 +71,10 @@ fn golden_simpo_alphapo_and_cpo_equal_both_references() {
         };
         let (chosen, chosen_sums) = side("policy_chosen_logps", 3.0);
         let (rejected, rejected_sums) = side("policy_rejected_logps", 7.0);
-        let pairs = Pairs::new(chosen_sums, rejected_sums).unwrap();
+        let pairs = Pairs {
+            reference_free: loss.uses_reference(),
+            ..Pairs::new(chosen_sums, rejected_sums).unwrap()
+        };
         let values = loss.values(&pairs).unwrap();
         values.mean(Kind::Double).backward();
         let (reward_chosen, reward_rejected) = loss.rewards(&pairs).unwrap();
@@ -110,7 +99,7 @@ fn golden_simpo_alphapo_and_cpo_equal_both_references() {
         }
         compared += 1;
     }
-    assert_eq!((compared, listed), (9, IPO.len()));
+    assert_eq!(compared, 10);
 }
 
 /// Rows of a table of logits `[B, T, V]`: those that predict something, completion after completion.
