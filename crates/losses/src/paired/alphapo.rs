@@ -143,10 +143,7 @@ impl PairedLoss for Alphapo {
 mod tests {
     use super::*;
     use crate::paired::Simpo;
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach()).unwrap()
-    }
+    use crate::paired::pairs::tests::numbers;
 
     fn with(alpha: f64) -> Alphapo {
         Alphapo {

@@ -124,10 +124,7 @@ impl PairedLoss for Cpo {
 mod tests {
     use super::*;
     use crate::Completions;
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach()).unwrap()
-    }
+    use crate::paired::pairs::tests::numbers;
 
     #[test]
     fn values_and_pushes_are_those_of_the_definition_on_sums() {

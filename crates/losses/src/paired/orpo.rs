@@ -123,10 +123,7 @@ impl PairedLoss for Orpo {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach().to_kind(Kind::Double)).unwrap()
-    }
+    use crate::paired::pairs::tests::numbers;
 
     /// On both branches, at their seam and at the ends, against the form that is exact there.
     #[test]

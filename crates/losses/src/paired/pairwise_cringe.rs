@@ -227,12 +227,9 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::paired::pairs::tests::numbers;
     use crate::paired::{Batch, Logps, Loss, Objective};
     use crate::{CompletionRows, Completions, TokenOp};
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach().to_kind(Kind::Double).reshape([-1])).unwrap()
-    }
 
     /// Pairs with these log-probabilities, and contrasts of the rejected ones.
     fn pairs(chosen: &Tensor, rejected: &Tensor, contrasts: &Tensor) -> Pairs {
@@ -387,6 +384,17 @@ mod tests {
         assert!((sum_for(Logps::Sum) - (a + b + c)).abs() < 1e-12);
         assert!((sum_for(Logps::Mean) - (a + b + c) / 3.0).abs() < 1e-12);
         assert!((sum_for(Logps::Ld { alpha: 0.25 }) - (a + b + 0.25 * c)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_manifest_says_everything_but_the_two_switches() {
+        let text = r#"{ "pairwise_cringe": { "alpha": 0.5, "k": 1, "b": 0.0, "tau": 10.0 } }"#;
+        let loss: Loss = serde_json::from_str(text).unwrap();
+        assert_eq!(loss, Loss::PairwiseCringe(gated(0.0, 10.0)));
+        let Err(error) = serde_json::from_str::<Loss>(&text.replace(r#""b": 0.0, "#, "")) else {
+            panic!("a margin has no default");
+        };
+        assert!(error.to_string().starts_with("missing field `b`"), "{error}");
     }
 
     #[test]

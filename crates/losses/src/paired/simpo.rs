@@ -153,10 +153,7 @@ impl PairedLoss for Simpo {
 mod tests {
     use super::*;
     use crate::Completions;
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach()).unwrap()
-    }
+    use crate::paired::pairs::tests::numbers;
 
     fn sigmoid(x: f64) -> f64 {
         1.0 / (1.0 + (-x).exp())

@@ -104,10 +104,7 @@ impl PairedLoss for SlicHf {
 mod tests {
     use super::*;
     use crate::Completions;
-
-    fn numbers(t: &Tensor) -> Vec<f64> {
-        Vec::try_from(t.detach()).unwrap()
-    }
+    use crate::paired::pairs::tests::numbers;
 
     /// Short of the margin, at its corner, past it and at both extremes.
     #[test]
