@@ -227,15 +227,13 @@ impl Completions {
         })
     }
 
-    /// The same completions with means per token in place of sums, on both sides.
+    /// The same completions with means per token in place of sums: policy, reference and the loss's own term.
     pub(crate) fn per_token(self) -> Result<Self> {
-        let reference = match &self.reference {
-            Some(reference) => Some(reference.f_div(&self.tokens)?),
-            None => None,
-        };
+        let mean = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.f_div(&self.tokens)).transpose();
         Ok(Completions {
             logp: self.mean_logp()?,
-            reference,
+            reference: mean(&self.reference)?,
+            term: mean(&self.term)?,
             ..self
         })
     }

@@ -48,6 +48,11 @@ pub struct Hinge {
     pub beta: f64,
 }
 
+/// `max(0, enough − margin)`, of any shape; at the corner the gradient is zero.
+pub(super) fn hinge(margin: &Tensor, enough: f64) -> Result<Tensor> {
+    Ok(margin.f_neg()?.f_add_scalar(enough)?.f_relu()?)
+}
+
 impl Described for Hinge {
     fn card(&self) -> Card {
         Card {
@@ -74,8 +79,7 @@ impl PairedLoss for Hinge {
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let reached = pairs.margin()?.f_mul_scalar(self.beta)?;
-        Ok(reached.f_neg()?.f_add_scalar(1.0)?.f_relu()?)
+        hinge(&pairs.margin()?.f_mul_scalar(self.beta)?, 1.0)
     }
 
     fn samples() -> Vec<Self> {

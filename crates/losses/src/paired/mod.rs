@@ -4,11 +4,13 @@
 //! token log-probabilities become those of a completion, the divergence behind the rewards, weights per pair, and a
 //! likelihood term that anchors the chosen completion.
 
+mod alphapo;
 mod aot;
 mod aot_unpaired;
 mod apo_down;
 mod apo_zero;
 mod bco_pair;
+mod cpo;
 mod discopop;
 mod dpo;
 mod exo;
@@ -17,8 +19,12 @@ mod ipo;
 mod ipo_mean;
 mod nca;
 mod objective;
+mod orpo;
 mod pairs;
+mod pairwise_cringe;
 mod robust;
+mod simpo;
+mod slic_hf;
 mod sppo;
 
 use tch::Tensor;
@@ -32,11 +38,13 @@ use crate::{Described, Needs, Result, TokenStats};
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
     dyn PairedLoss:
+    Alphapo => alphapo,
     Aot => aot,
     AotUnpaired => aot_unpaired,
     ApoDown => apo_down,
     ApoZero => apo_zero,
     BcoPair => bco_pair,
+    Cpo => cpo,
     Discopop => discopop,
     Dpo => dpo,
     Exo => exo,
@@ -44,7 +52,11 @@ registry! {
     Ipo => ipo,
     IpoMean => ipo_mean,
     Nca => nca,
+    Orpo => orpo,
+    PairwiseCringe => pairwise_cringe,
     Robust => robust,
+    Simpo => simpo,
+    SlicHf => slic_hf,
     Sppo => sppo,
 }
 
@@ -132,6 +144,14 @@ pub trait PairedLoss: Described {
             Ok(logp.f_detach()?.f_mul_scalar(self.beta())?)
         };
         Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
+    }
+
+    /// `[B]` each, named numbers per pair of its own for the log, whose means over the pairs of the whole batch are
+    /// reported.
+    ///
+    /// **Errors**: as [`PairedLoss::values`].
+    fn extra_terms(&self, _pairs: &Pairs) -> Result<Vec<(&'static str, Tensor)>> {
+        Ok(Vec::new())
     }
 
     /// Settings that between them use every switch.

@@ -175,6 +175,10 @@ impl Objective {
         };
         let mut both = Completions::of(batch.stats, batch.rows, reference, weights.as_ref())?;
         if let Some(term) = self.loss.token_term(batch.stats, batch.draws)? {
+            let term = match &weights {
+                Some(weights) => term.f_mul(weights)?,
+                None => term,
+            };
             both.term = Some(batch.rows.sums(&term)?);
         }
         if self.weighting != Weighting::None {
@@ -195,9 +199,10 @@ impl Objective {
 
     /// The value on one micro-batch, divided by counts of the whole batch.
     ///
-    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly above
-    /// rejected), `logp_chosen` and `logp_rejected` (sums per completion), means over pairs; `nll_chosen`, a mean over
-    /// tokens, where the likelihood is part of the objective.
+    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly
+    /// above rejected), `logp_chosen` and `logp_rejected` (sums per completion) and the loss's own
+    /// [`extra_terms`](super::PairedLoss::extra_terms), means over pairs; `nll_chosen`, a mean over tokens, where the
+    /// likelihood is part of the objective.
     ///
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
@@ -252,7 +257,7 @@ impl Objective {
         let logp = batch.rows.sums(&batch.stats.logp.f_detach()?)?;
         let b = pairs.chosen.n();
         let mean = |t: &Tensor| -> Result<Tensor> { Ok(t.f_sum(None)?.f_div_scalar(counts.pairs)?) };
-        Ok(vec![
+        let mut terms = vec![
             ("reward_chosen", mean(&chosen)?),
             ("reward_rejected", mean(&rejected)?),
             ("reward_margin", mean(&chosen.f_sub(&rejected)?)?),
@@ -262,7 +267,11 @@ impl Objective {
             ),
             ("logp_chosen", mean(&logp.f_narrow(0, 0, b)?)?),
             ("logp_rejected", mean(&logp.f_narrow(0, b, b)?)?),
-        ])
+        ];
+        for (name, per_pair) in self.loss.extra_terms(pairs)? {
+            terms.push((name, mean(&per_pair.f_detach()?)?));
+        }
+        Ok(terms)
     }
 }
 

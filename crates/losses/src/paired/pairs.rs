@@ -125,6 +125,14 @@ pub enum Divergence {
 /// squared losses take in value and gradient.
 const LARGEST_EXPONENT: f64 = 40.0;
 
+/// `(e^{su} − 1)/s` for a slope `s` other than 0, of any shape, exponents held at 40.
+///
+/// The constant makes it 0 at `u = 0`: near `s = 0`, where it becomes `u`, it carries all digits.
+pub(super) fn power(u: &Tensor, slope: f64) -> Result<Tensor> {
+    let exponent = u.f_mul_scalar(slope)?.f_clamp_max(LARGEST_EXPONENT)?;
+    Ok(exponent.f_expm1()?.f_div_scalar(slope)?)
+}
+
 impl Divergence {
     /// The parameter outside its range, if any.
     pub fn problem(&self) -> Option<Error> {
@@ -146,16 +154,11 @@ impl Divergence {
     ///
     /// **Errors**: only libtorch's.
     pub fn score(&self, u: &Tensor) -> Result<Tensor> {
-        // The constant is the one that makes the score of `u = 0` zero: near `slope = 0` it carries all digits.
-        let power = |slope: f64| -> Result<Tensor> {
-            let exponent = u.f_mul_scalar(slope)?.f_clamp_max(LARGEST_EXPONENT)?;
-            Ok(exponent.f_expm1()?.f_div_scalar(slope)?)
-        };
         match self {
             Divergence::ReverseKl => Ok(u.shallow_clone()),
-            Divergence::ForwardKl => power(-1.0),
+            Divergence::ForwardKl => power(u, -1.0),
             Divergence::Js => Ok(u.f_log_sigmoid()?),
-            Divergence::Alpha { alpha } => power(alpha - 1.0),
+            Divergence::Alpha { alpha } => power(u, alpha - 1.0),
         }
     }
 }

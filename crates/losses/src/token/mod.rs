@@ -7,6 +7,8 @@ mod unlikelihood;
 
 use tch::Tensor;
 
+pub(crate) use cringe::{candidates, contrast, contrast_needs};
+
 use crate::registry::registry;
 use crate::{Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 

@@ -15,3 +15,4 @@ mod files;
 mod kl;
 mod token;
 mod with_reference;
+mod without_reference;
