@@ -60,7 +60,9 @@ pub fn mismatched_kl(logp: &Tensor, reference: &Tensor) -> Result<f64> {
             ),
         ));
     }
-    let ratio = logp.f_to_kind(Kind::Double)?.f_sub(&reference.f_to_kind(Kind::Double)?)?;
+    let ratio = logp
+        .f_to_kind(Kind::Double)?
+        .f_sub(&reference.f_to_kind(Kind::Double)?)?;
     let mean = ratio.f_mean(None)?.double_value(&[]);
     // Before the maximum, which would turn NaN into 0.
     if !mean.is_finite() {

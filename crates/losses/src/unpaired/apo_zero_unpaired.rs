@@ -5,8 +5,8 @@ use tch::Tensor;
 
 use super::kto::{self, Kto, one};
 use super::{Labelled, UnpairedLoss};
-use crate::{Card, Described, Error, Result};
 use crate::error::{not_negative, positive};
+use crate::{Card, Described, Error, Result};
 
 /// APO-zero on completions without a counterpart: KTO with the reference itself as the baseline.
 ///
@@ -71,8 +71,14 @@ impl Described for ApoZeroUnpaired {
     fn problems(&self) -> Vec<Error> {
         let beta = positive("apo_zero_unpaired.beta", self.beta);
         beta.into_iter()
-            .chain(not_negative("apo_zero_unpaired.desirable_weight", self.desirable_weight))
-            .chain(not_negative("apo_zero_unpaired.undesirable_weight", self.undesirable_weight))
+            .chain(not_negative(
+                "apo_zero_unpaired.desirable_weight",
+                self.desirable_weight,
+            ))
+            .chain(not_negative(
+                "apo_zero_unpaired.undesirable_weight",
+                self.undesirable_weight,
+            ))
             .collect()
     }
 }

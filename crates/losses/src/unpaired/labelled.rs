@@ -81,11 +81,6 @@ impl Labelled {
     pub(crate) fn of_undesirable(&self, x: &Tensor) -> Result<Tensor> {
         select(x, &self.desirable.f_logical_not()?)
     }
-
-    /// `x` `[B]` for desirable completions, 0 for undesirable ones, whatever it holds there.
-    pub(crate) fn of_desirable(&self, x: &Tensor) -> Result<Tensor> {
-        select(x, &self.desirable)
-    }
 }
 
 /// Sizes of the **whole** batch of labelled completions, over all its micro-batches: what the objective divides by.
@@ -189,8 +184,6 @@ mod tests {
         assert_eq!(of(&labelled.signed(&x).unwrap()), [1.5, 4.0]);
         let nan = Tensor::from_slice(&[f64::NAN, -4.0]);
         assert_eq!(of(&labelled.of_undesirable(&nan).unwrap()), [0.0, -4.0]);
-        let nan = Tensor::from_slice(&[1.5, f64::NAN]);
-        assert_eq!(of(&labelled.of_desirable(&nan).unwrap()), [1.5, 0.0]);
     }
 
     #[test]
@@ -221,7 +214,10 @@ mod tests {
         // Nobody reads the weight of a desirable completion.
         for weights in [[-1.0, 0.0], [f64::NAN, 2.0]] {
             let labelled = two().with_weights(&Tensor::from_slice(&weights)).unwrap();
-            assert_eq!(Vec::<f64>::try_from(labelled.weights.unwrap()).unwrap(), [0.0, weights[1]]);
+            assert_eq!(
+                Vec::<f64>::try_from(labelled.weights.unwrap()).unwrap(),
+                [0.0, weights[1]]
+            );
         }
     }
 }
