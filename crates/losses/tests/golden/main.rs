@@ -10,5 +10,8 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod causal;
 mod files;
+mod ranked;
 mod token;
+mod unpaired;
