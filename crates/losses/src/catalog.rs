@@ -1,6 +1,6 @@
 //! The table of all losses, made from the registries.
 
-use crate::{Card, Needs, paired, token};
+use crate::{Card, Needs, paired, ranked, token, unpaired};
 
 /// A family: losses over the same kind of feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +84,29 @@ pub fn families() -> Vec<Family> {
                 (loss.card(), needs.collect())
             }),
         },
+        Family {
+            name: "unpaired",
+            feedback: "completions that are each desirable or undesirable",
+            losses: entries(unpaired::Loss::NAMES, &unpaired::Loss::samples(), |loss| {
+                let needs = [
+                    (loss.uses_reference(), "reference"),
+                    (loss.baseline().is_some(), "a whole-batch baseline"),
+                    (loss.takes_weights(), "a weight per undesirable completion"),
+                ];
+                let needs = needs.into_iter().filter_map(|(wanted, what)| wanted.then_some(what));
+                (loss.card(), needs.collect())
+            }),
+        },
+        Family {
+            name: "ranked",
+            feedback: "several samples and one negative for each prompt",
+            losses: entries(ranked::Loss::NAMES, &ranked::Loss::samples(), |loss| {
+                let needs = loss
+                    .uses_reference()
+                    .then_some("references of samples and of negatives");
+                (loss.card(), needs.into_iter().collect())
+            }),
+        },
     ]
 }
 
@@ -150,7 +173,13 @@ mod tests {
                 names.push(card.name);
             }
         }
-        assert_eq!(names.len(), token::Loss::NAMES.len() + paired::Loss::NAMES.len());
+        let registered = [
+            token::Loss::NAMES,
+            paired::Loss::NAMES,
+            unpaired::Loss::NAMES,
+            ranked::Loss::NAMES,
+        ];
+        assert_eq!(names.len(), registered.concat().len());
         let n = names.len();
         names.sort_unstable();
         names.dedup();
@@ -166,6 +195,14 @@ mod tests {
             needs.as_deref(),
             Some(["target logit", "largest logits", "a draw per token"].as_slice())
         );
+        let bco = families[2].losses.iter().find(|loss| loss.card.name == "bco");
+        let needs = bco.map(|loss| loss.needs.clone());
+        let expected = [
+            "reference",
+            "a whole-batch baseline",
+            "a weight per undesirable completion",
+        ];
+        assert_eq!(needs.as_deref(), Some(expected.as_slice()));
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));
     }

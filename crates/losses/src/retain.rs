@@ -101,3 +101,30 @@ impl Retain {
         Ok(retained)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_is_asked_of_the_op() {
+        for (nll, kl) in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)] {
+            let retain = Retain { nll, kl };
+            assert!(retain.problems().is_empty());
+            assert_eq!(retain.is_on(), nll > 0.0 || kl > 0.0);
+            assert_eq!(retain.needs().kl, (kl > 0.0).then_some(Kl::Forward));
+        }
+        let texts: Vec<String> = (Retain { nll: -1.0, kl: -2.0 }.problems().iter())
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "`retain.nll` is -1, expected a finite number, at least 0",
+                "`retain.kl` is -2, expected a finite number, at least 0",
+            ]
+        );
+        let typo = serde_json::from_str::<Retain>(r#"{"mse": 1.0}"#).unwrap_err();
+        assert!(typo.to_string().starts_with("unknown field `mse`"));
+    }
+}

@@ -101,3 +101,72 @@ impl RankedLoss for D2o {
             .to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::Completions;
+
+    /// Values, and the gradient of their sum, of completions with these log-ratios to a reference of -12.
+    fn run(loss: &D2o, ratios: &[f64], samples: &[usize], kind: Kind) -> [Vec<f64>; 2] {
+        let leaf = (Tensor::from_slice(ratios) - 12.0)
+            .to_kind(kind)
+            .set_requires_grad(true);
+        let constant = |x: f64| leaf.full_like(x).detach();
+        let completions = Completions::from_sums(&leaf, Some(&constant(-12.0)), &constant(4.0)).unwrap();
+        let values = loss.values(&Groups::split(&completions, samples).unwrap()).unwrap();
+        values.sum(kind).backward();
+        [values, leaf.grad()].map(|t| Vec::try_from(t.detach().to_kind(Kind::Double)).unwrap())
+    }
+
+    fn near(ours: &[f64], expected: &[f64]) -> bool {
+        ours.len() == expected.len() && ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12)
+    }
+
+    #[test]
+    fn the_mean_over_the_samples_is_inside_and_each_side_has_its_own_weight() {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let loss = D2o { alpha: 0.1, beta: 0.3 };
+        // z = 0.3 · 2 - 0.1 · -5 = 1.1 and 0.3 · -2 - 0.1 · 4 = -1
+        let [values, gradient] = run(&loss, &[1.0, 3.0, -2.0, -5.0, 4.0], &[2, 1], Kind::Double);
+        assert!(near(&values, &[-sigmoid(1.1).ln(), -sigmoid(-1.0).ln()]), "{values:?}");
+        let (first, second) = (sigmoid(-1.1), sigmoid(1.0));
+        let slopes = [-0.15 * first, -0.15 * first, -0.3 * second, 0.1 * first, 0.1 * second];
+        assert!(near(&gradient, &slopes), "{gradient:?}");
+    }
+
+    #[test]
+    fn margins_of_ten_thousand_stay_finite() {
+        for loss in D2o::samples() {
+            for kind in [Kind::Double, Kind::Float] {
+                let [values, gradient] = run(&loss, &[1e4, 1e4, -1e4, -1e4, -1e4, 1e4], &[2, 2], kind);
+                assert!(
+                    values.iter().chain(&gradient).all(|x| x.is_finite()),
+                    "{loss:?} {kind:?}"
+                );
+                assert!(gradient[2] < 0.0 && gradient[5] > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let loss: super::super::Loss = serde_json::from_str(r#"{"d2o": {"alpha": 0.0, "beta": -1.0}}"#).unwrap();
+        let texts: Vec<String> = loss.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "`d2o.alpha` is 0, expected a finite number above 0",
+                "`d2o.beta` is -1, expected a finite number above 0",
+            ]
+        );
+        for loss in super::super::Loss::samples() {
+            loss.check().unwrap();
+            let text = serde_json::to_string(&loss).unwrap();
+            assert!(text.starts_with("{\"d2o\":"), "{text}");
+            assert_eq!(serde_json::from_str::<super::super::Loss>(&text).unwrap(), loss);
+        }
+    }
+}

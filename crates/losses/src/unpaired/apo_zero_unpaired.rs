@@ -111,3 +111,39 @@ impl UnpairedLoss for ApoZeroUnpaired {
             .to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{near, problems, run, sigmoid};
+
+    #[test]
+    fn the_reference_is_the_baseline_whatever_else_is_given() {
+        let loss = ApoZeroUnpaired {
+            beta: 0.5,
+            desirable_weight: 2.0,
+            undesirable_weight: 0.25,
+        };
+        let (good, bad) = (sigmoid(1.0), sigmoid(-1.5));
+        let [values, gradient] = run(&loss, &[2.0, -3.0], &[true, false], Kind::Double);
+        assert!(near(&values, &[2.0 * (1.0 - good), 0.25 * bad]), "{values:?}");
+        let slopes = [-2.0 * 0.5 * good * (1.0 - good), 0.25 * 0.5 * bad * (1.0 - bad)];
+        assert!(near(&gradient, &slopes), "{gradient:?}");
+        assert_eq!(loss.baseline(), None);
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let text = r#"{"apo_zero_unpaired": {"beta": -0.1, "desirable_weight": -1.0, "undesirable_weight": -2.0}}"#;
+        assert_eq!(
+            problems(text),
+            [
+                "`apo_zero_unpaired.beta` is -0.1, expected a finite number above 0",
+                "`apo_zero_unpaired.desirable_weight` is -1, expected a finite number, at least 0",
+                "`apo_zero_unpaired.undesirable_weight` is -2, expected a finite number, at least 0",
+            ]
+        );
+    }
+}

@@ -107,3 +107,54 @@ impl UnpairedLoss for Bco {
             .to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{made, near, problems, run, sigmoid};
+
+    #[test]
+    fn the_reward_less_the_baseline_is_a_logit_and_only_negatives_are_weighted() {
+        for (density_ratios, weight) in [(false, 1.0), (true, 3.0)] {
+            let loss = Bco {
+                beta: 0.5,
+                density_ratios,
+            };
+            // 0.5 · 2 - 0.5 and 0.5 · -3 - 0.5
+            let (good, bad) = (sigmoid(0.5), sigmoid(-2.0));
+            let [values, gradient] = run(&loss, &[2.0, -3.0], &[true, false], Kind::Double);
+            assert!(near(&values, &[-good.ln(), -weight * (1.0 - bad).ln()]), "{values:?}");
+            assert!(
+                near(&gradient, &[0.5 * (good - 1.0), weight * 0.5 * bad]),
+                "{gradient:?}"
+            );
+            assert_eq!(loss.takes_weights(), density_ratios);
+        }
+        assert_eq!(Bco::samples()[0].baseline(), Some(Baseline::RunningMeanReward));
+    }
+
+    #[test]
+    fn weights_asked_for_must_be_there() {
+        let (_, labelled) = made(&[1.0], &[false], Kind::Double);
+        let labelled = Labelled {
+            weights: None,
+            ..labelled
+        };
+        let loss = Bco {
+            beta: 0.5,
+            density_ratios: true,
+        };
+        let text = loss.values(&labelled).unwrap_err().to_string();
+        assert!(text.starts_with("weights: expected"), "{text}");
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        assert_eq!(
+            problems(r#"{"bco": {"beta": 0.0}}"#),
+            ["`bco.beta` is 0, expected a finite number above 0"]
+        );
+    }
+}

@@ -119,3 +119,68 @@ impl UnpairedLoss for Kto {
             .to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{made, near, problems, run, sigmoid};
+
+    #[test]
+    fn each_side_has_its_own_weight_and_distance_from_the_baseline() {
+        let loss = Kto {
+            beta: 0.1,
+            desirable_weight: 2.0,
+            undesirable_weight: 0.25,
+        };
+        // x = 0.1 (2 - 0.5) and 0.1 (-3 - 0.5)
+        let (good, bad) = (sigmoid(0.15), sigmoid(-0.35));
+        let [values, gradient] = run(&loss, &[2.0, -3.0], &[true, false], Kind::Double);
+        assert!(near(&values, &[2.0 * (1.0 - good), 0.25 * bad]), "{values:?}");
+        let slopes = [-2.0 * 0.1 * good * (1.0 - good), 0.25 * 0.1 * bad * (1.0 - bad)];
+        assert!(near(&gradient, &slopes), "{gradient:?}");
+        // The other way round.
+        let [values, _] = run(&loss, &[2.0, -3.0], &[false, true], Kind::Double);
+        assert!(near(&values, &[0.25 * good, 2.0 * (1.0 - bad)]), "{values:?}");
+    }
+
+    #[test]
+    fn weights_are_one_unless_given() {
+        let loss: Kto = serde_json::from_str(r#"{"beta": 0.1}"#).unwrap();
+        assert!(near(&[loss.desirable_weight, loss.undesirable_weight], &[1.0, 1.0]));
+    }
+
+    #[test]
+    fn a_baseline_that_is_missing_or_not_a_number_is_an_error() {
+        for (baseline, got) in [
+            (None, "None"),
+            (Some(f64::NAN), "Some(NaN)"),
+            (Some(f64::INFINITY), "Some(inf)"),
+        ] {
+            let (_, labelled) = made(&[1.0], &[true], Kind::Double);
+            let error = Kto::samples()[0]
+                .values(&Labelled { baseline, ..labelled })
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "baseline: expected the finite whole-batch number that the loss subtracts from rewards, got {got}"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        let text = r#"{"kto": {"beta": 0.0, "desirable_weight": -1.0, "undesirable_weight": -2.0}}"#;
+        assert_eq!(
+            problems(text),
+            [
+                "`kto.beta` is 0, expected a finite number above 0",
+                "`kto.desirable_weight` is -1, expected a finite number, at least 0",
+                "`kto.undesirable_weight` is -2, expected a finite number, at least 0",
+            ]
+        );
+    }
+}

@@ -93,3 +93,36 @@ impl UnpairedLoss for Npo {
         [0.1, 1.0].map(|beta| Npo { beta }).to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{near, problems, run, sigmoid};
+
+    #[test]
+    fn the_push_is_twice_the_share_of_the_policy() {
+        // W = 2 π^β / (π^β + π_ref^β), which is 1 at the reference and .537883 ten nats below it.
+        let [values, gradient] = run(
+            &Npo { beta: 0.1 },
+            &[0.0, -10.0, 7.0],
+            &[false, false, true],
+            Kind::Double,
+        );
+        assert!(
+            near(&values, &[20.0 * 2f64.ln(), -20.0 * sigmoid(1.0).ln(), 0.0]),
+            "{values:?}"
+        );
+        assert!(near(&gradient, &[1.0, 2.0 * sigmoid(-1.0), 0.0]), "{gradient:?}");
+        assert!((gradient[1] - 0.537883).abs() < 1e-6);
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        assert_eq!(
+            problems(r#"{"npo": {"beta": -1.0}}"#),
+            ["`npo.beta` is -1, expected a finite number above 0"]
+        );
+    }
+}

@@ -78,3 +78,20 @@ impl UnpairedLoss for SequenceGradientAscent {
         vec![SequenceGradientAscent {}]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{near, run};
+
+    #[test]
+    fn the_push_never_fades() {
+        let loss = SequenceGradientAscent {};
+        let [values, gradient] = run(&loss, &[2.0, -988.0, 2.0], &[false, false, true], Kind::Double);
+        assert!(near(&values, &[-10.0, -1000.0, 0.0]), "{values:?}");
+        assert!(near(&gradient, &[1.0, 1.0, 0.0]), "{gradient:?}");
+        assert!(loss.problems().is_empty());
+    }
+}

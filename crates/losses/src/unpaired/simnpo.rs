@@ -97,3 +97,33 @@ impl UnpairedLoss for Simnpo {
             .to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::unpaired::tests::{near, problems, run, sigmoid};
+
+    #[test]
+    fn half_of_the_push_is_left_at_delta_nats_per_token() {
+        // Log-probabilities -6 and -14 over four tokens: 1.5 and 3.5 nats per token, margins 0 and 2.
+        let loss = Simnpo { beta: 2.0, delta: 1.5 };
+        let [values, gradient] = run(&loss, &[6.0, -2.0, 6.0], &[false, false, true], Kind::Double);
+        assert!(near(&values, &[2f64.ln(), -sigmoid(4.0).ln(), 0.0]), "{values:?}");
+        assert!(near(&gradient, &[0.25, 0.5 * sigmoid(-4.0), 0.0]), "{gradient:?}");
+        let plain: Simnpo = serde_json::from_str(r#"{"beta": 2.0}"#).unwrap();
+        assert!(plain.delta.abs() <= 0.0 && plain.per_token());
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        assert_eq!(
+            problems(r#"{"simnpo": {"beta": 0.0, "delta": -1.0}}"#),
+            [
+                "`simnpo.beta` is 0, expected a finite number above 0",
+                "`simnpo.delta` is -1, expected a finite number, at least 0",
+            ]
+        );
+    }
+}
