@@ -172,3 +172,312 @@ impl Objective {
         Ok(terms)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::ranked::D2o;
+
+    /// Completions given as numbers per row.
+    struct Made {
+        samples: Vec<usize>,
+        lengths: Vec<usize>,
+        logp: Vec<f64>,
+        reference: Vec<f64>,
+        kl: Vec<f64>,
+    }
+
+    /// What an objective gives on them.
+    struct Outcome {
+        value: LossValue,
+        gradient: Vec<f64>,
+        of_kl: Vec<f64>,
+    }
+
+    fn numbers(t: &Tensor) -> Vec<f64> {
+        match t.defined() {
+            true => Vec::try_from(t.detach()).unwrap(),
+            false => Vec::new(),
+        }
+    }
+
+    fn near(ours: &[f64], expected: &[f64]) -> bool {
+        ours.len() == expected.len() && ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12)
+    }
+
+    fn sigmoid(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    impl Made {
+        /// Two prompts with two samples and one, and one completion to retain. Log-ratios: 1 and 3; -2; -5 and 4.
+        fn two() -> Made {
+            Made {
+                samples: vec![2, 1],
+                lengths: vec![1, 2, 1, 1, 1, 2],
+                logp: vec![-1.0, -2.0, -1.0, -4.0, -7.0, -3.0, -0.5, -1.5],
+                reference: vec![-2.0, -3.0, -3.0, -2.0, -2.0, -7.0, f64::NAN, f64::NAN],
+                kl: vec![0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1, 0.3],
+            }
+        }
+
+        /// The first prompt of [`Made::two`] alone.
+        fn first() -> Made {
+            Made {
+                samples: vec![2],
+                lengths: vec![1, 2, 1],
+                logp: vec![-1.0, -2.0, -1.0, -7.0],
+                reference: vec![-2.0, -3.0, -3.0, -2.0],
+                kl: vec![0.9; 4],
+            }
+        }
+
+        /// The second prompt of [`Made::two`] and the retained completion.
+        fn second() -> Made {
+            Made {
+                samples: vec![1],
+                lengths: vec![1, 1, 2],
+                logp: vec![-4.0, -3.0, -0.5, -1.5],
+                reference: vec![-2.0, -7.0, f64::NAN, f64::NAN],
+                kl: vec![0.9, 0.9, 0.1, 0.3],
+            }
+        }
+
+        fn rows(&self) -> CompletionRows {
+            CompletionRows::new(&self.lengths, Device::Cpu).unwrap()
+        }
+
+        fn counts(&self) -> RankedCounts {
+            RankedCounts::of(&self.rows(), &self.samples).unwrap()
+        }
+
+        fn try_run(&self, objective: &Objective, counts: &RankedCounts, with_reference: bool) -> Result<Outcome> {
+            tch::set_num_threads(1);
+            let leaf = |x: &[f64]| Tensor::from_slice(x).set_requires_grad(true);
+            let n = self.logp.len() as i64;
+            let (targets, correct) = (
+                Tensor::zeros([n], (Kind::Int64, Device::Cpu)),
+                Tensor::zeros([n], (Kind::Bool, Device::Cpu)),
+            );
+            let mut stats = TokenStats::new(targets, leaf(&self.logp), correct);
+            stats.kl = objective.needs().kl.map(|_| leaf(&self.kl));
+            let reference = Tensor::from_slice(&self.reference);
+            let batch = Batch {
+                stats: &stats,
+                rows: &self.rows(),
+                samples: &self.samples,
+                reference: with_reference.then_some(&reference),
+            };
+            let value = objective.evaluate(&batch, counts)?;
+            value.total.backward();
+            Ok(Outcome {
+                gradient: numbers(&stats.logp.grad()),
+                of_kl: stats.kl.as_ref().map(|kl| numbers(&kl.grad())).unwrap_or_default(),
+                value,
+            })
+        }
+
+        fn run(&self, objective: &Objective, counts: &RankedCounts) -> Outcome {
+            self.try_run(objective, counts, true).unwrap()
+        }
+    }
+
+    fn d2o(logps: Logps, nll: f64, kl: f64) -> Objective {
+        Objective {
+            loss: Loss::D2o(D2o { alpha: 0.1, beta: 0.3 }),
+            logps,
+            retain: Retain { nll, kl },
+        }
+    }
+
+    fn terms(value: &LossValue) -> Vec<(&'static str, f64)> {
+        let terms = value.terms.iter();
+        terms.map(|(name, term)| (*name, term.double_value(&[]))).collect()
+    }
+
+    fn same_terms(value: &LossValue, expected: &[(&'static str, f64)]) {
+        let (names, values): (Vec<_>, Vec<_>) = terms(value).into_iter().unzip();
+        let (expected_names, expected): (Vec<_>, Vec<_>) = expected.iter().copied().unzip();
+        assert_eq!(names, expected_names);
+        assert!(near(&values, &expected), "{values:?}");
+    }
+
+    #[test]
+    fn prompts_and_retained_completions_have_denominators_of_the_whole_batch() {
+        let counts = RankedCounts {
+            prompts: 4.0,
+            retained_tokens: 10.0,
+        };
+        let ours = Made::two().run(&d2o(Logps::Sum, 0.5, 2.0), &counts);
+        // z = 0.3 · 2 + 0.1 · 5 = 1.1 and 0.3 · -2 - 0.1 · 4 = -1; 0.5 · 2/10 + 2 · 0.4/10
+        let values = [-sigmoid(1.1).ln() / 4.0, -sigmoid(-1.0).ln() / 4.0, 0.18];
+        assert!(near(&numbers(&ours.value.per_example), &values), "{:?}", ours.value);
+        let total = ours.value.total.double_value(&[]);
+        assert!((total - values.iter().sum::<f64>()).abs() < 1e-12);
+        let (a, b) = (sigmoid(-1.1) / 4.0, sigmoid(1.0) / 4.0);
+        let slopes = [
+            -0.15 * a,
+            -0.15 * a,
+            -0.15 * a,
+            -0.3 * b,
+            0.1 * a,
+            0.1 * b,
+            -0.05,
+            -0.05,
+        ];
+        assert!(near(&ours.gradient, &slopes), "{:?}", ours.gradient);
+        assert!(
+            near(&ours.of_kl, &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2, 0.2]),
+            "{:?}",
+            ours.of_kl
+        );
+        same_terms(
+            &ours.value,
+            &[
+                ("reward_samples", 0.0),
+                ("reward_negative", -0.025),
+                ("reward_margin", 0.025),
+                ("reward_accuracy", 0.25),
+                ("log_ratio_samples", 0.0),
+                ("log_ratio_negative", -0.25),
+                ("logp_samples", -1.5),
+                ("logp_negative", -2.5),
+                ("retain_nll", 0.2),
+                ("retain_kl", 0.04),
+            ],
+        );
+    }
+
+    #[test]
+    fn means_per_token_are_taken_of_policy_and_references() {
+        let made = Made::two();
+        let ours = made.run(&d2o(Logps::Mean, 0.0, 0.0), &made.counts());
+        // The second sample of the first prompt has two tokens: log-ratios 1 and 3/2.
+        let values = [-sigmoid(0.3 * 1.25 + 0.5).ln() / 2.0, -sigmoid(-1.0).ln() / 2.0, 0.0];
+        assert!(near(&numbers(&ours.value.per_example), &values), "{:?}", ours.value);
+        let shared = sigmoid(-0.875) / 2.0;
+        assert!(near(
+            &ours.gradient[..3],
+            &[-0.15 * shared, -0.075 * shared, -0.075 * shared]
+        ));
+        let names: Vec<&str> = terms(&ours.value).iter().map(|(name, _)| *name).collect();
+        assert_eq!((names.len(), names.last()), (8, Some(&"logp_negative")));
+        // Log-probabilities are reported as sums all the same.
+        assert!((terms(&ours.value)[6].1 + 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_sample_that_is_no_better_is_not_counted_as_right() {
+        let made = Made {
+            logp: vec![-1.0, -1.0],
+            reference: vec![-1.0, -1.0],
+            samples: vec![1],
+            lengths: vec![1, 1],
+            kl: vec![0.0; 2],
+        };
+        let ours = made.run(&d2o(Logps::Sum, 0.0, 0.0), &made.counts());
+        let accuracy = terms(&ours.value)[3];
+        assert!(accuracy.0 == "reward_accuracy" && accuracy.1.abs() < 1e-12);
+        assert!((ours.value.total.double_value(&[]) - 2f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn micro_batches_add_up() {
+        let (whole, parts) = (Made::two(), [Made::first(), Made::second()]);
+        let counts = whole.counts();
+        assert_eq!(parts.iter().map(Made::counts).sum::<RankedCounts>(), counts);
+        for logps in [Logps::Sum, Logps::Mean] {
+            let objective = d2o(logps, 0.5, 2.0);
+            let whole = whole.run(&objective, &counts);
+            let parts = parts.each_ref().map(|part| part.run(&objective, &counts));
+            let total: f64 = parts.iter().map(|part| part.value.total.double_value(&[])).sum();
+            assert!((total - whole.value.total.double_value(&[])).abs() < 1e-12);
+            let per_example = parts.each_ref().map(|part| numbers(&part.value.per_example)).concat();
+            assert!(near(&per_example, &numbers(&whole.value.per_example)));
+            // Rows of the first prompt are 0, 1, 2 and 4 of the whole batch.
+            let order = [0, 1, 2, 4, 3, 5, 6, 7];
+            for of in [
+                |outcome: &Outcome| outcome.gradient.clone(),
+                |outcome: &Outcome| outcome.of_kl.clone(),
+            ] {
+                let all = of(&whole);
+                let expected: Vec<f64> = order.iter().map(|&row| all[row]).collect();
+                assert!(near(&parts.each_ref().map(of).concat(), &expected));
+            }
+            let sums: Vec<(&str, f64)> = (terms(&parts[0].value).into_iter())
+                .zip(terms(&parts[1].value))
+                .map(|((name, a), (other, b))| {
+                    assert_eq!(name, other);
+                    (name, a + b)
+                })
+                .collect();
+            same_terms(&whole.value, &sums);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_does_not_fit_is_an_error() {
+        let (made, objective) = (Made::two(), d2o(Logps::Sum, 0.0, 0.0));
+        let error = made.try_run(&objective, &made.counts(), false).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "reference: expected the log-probability of every row under the reference of its kind, got none"
+        );
+        let fine = made.counts();
+        for counts in [
+            RankedCounts { prompts: 1.0, ..fine },
+            RankedCounts {
+                retained_tokens: 1.0,
+                ..fine
+            },
+            RankedCounts {
+                prompts: f64::NAN,
+                ..fine
+            },
+            RankedCounts {
+                retained_tokens: f64::NAN,
+                ..fine
+            },
+        ] {
+            let text = made.try_run(&objective, &counts, true).err().unwrap().to_string();
+            assert!(
+                text.starts_with("counts: expected sizes of the whole batch, at least this part's"),
+                "{text}"
+            );
+        }
+        let none = Made {
+            samples: vec![2, 0],
+            ..made
+        };
+        let error = none.try_run(&objective, &fine, true).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "samples: expected at least one for every prompt, got none for prompt 1"
+        );
+    }
+
+    #[test]
+    fn parts_that_do_not_go_with_the_loss_are_problems() {
+        let text = r#"{"loss": {"d2o": {"alpha": 0.1, "beta": 0.1}}, "logps": {"ld": {"alpha": 0.5}}, "retain": {"kl": -1.0}}"#;
+        let objective: Objective = serde_json::from_str(text).unwrap();
+        let problems: Vec<String> = objective.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems,
+            [
+                "`logps` is Ld { alpha: 0.5 }, expected `sum` or `mean`, as there is no pair whose shorter completion \
+                 could be the measure",
+                "`retain.kl` is -1, expected a finite number, at least 0",
+            ]
+        );
+        let made = Made::two();
+        let error = made.try_run(&objective, &made.counts(), true).err().unwrap();
+        assert_eq!(error.to_string(), problems[0]);
+        let plain: Objective = serde_json::from_str(r#"{"loss": {"d2o": {"alpha": 0.1, "beta": 0.3}}}"#).unwrap();
+        assert_eq!(plain, Objective::from(plain.loss.clone()));
+        assert_eq!(plain, d2o(Logps::Sum, 0.0, 0.0));
+        assert!(plain.uses_reference() && plain.needs() == Needs::default());
+        assert!(d2o(Logps::Sum, 0.0, 1.0).needs().kl.is_some());
+    }
+}
