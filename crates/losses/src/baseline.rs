@@ -15,11 +15,11 @@ pub enum Baseline {
 
 /// An estimate of the divergence from the reference, from completions that answer other prompts: KTO's baseline.
 ///
-/// `z₀ = max(0, (1/B) Σ_i [log π(y_j | x_i) − log π_ref(y_j | x_i)])`, `y_j` the completion of another prompt; a number,
-/// so no gradient.
+/// `z₀ = max(0, (1/B) Σ_i [log π(y_j | x_i) − log π_ref(y_j | x_i)])`, `y_j` the completion of another prompt; a
+/// number, so no gradient.
 ///
-/// **Shapes**: both `[B]`, sums over the completion's tokens, of the **whole** batch over all its micro-batches. A batch
-/// of one has no other prompt.
+/// **Shapes**: both `[B]`, sums over the completion's tokens, of the **whole** batch over all its micro-batches. A
+/// batch of one has no other prompt.
 ///
 /// **Errors**: [`Error::Empty`] without completions; [`Error::Input`] when the shapes differ or the mean is not a
 /// number.

@@ -218,8 +218,8 @@ impl Completions {
         Ok(self.logp.f_sub(reference)?)
     }
 
-    /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where there
-    /// is none; its mean per token where `per_token`. No graph.
+    /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
+    /// there is none; its mean per token where `per_token`. No graph.
     ///
     /// **Errors**: as [`Completions::log_ratio`].
     pub(crate) fn reward(&self, beta: f64, uses_reference: bool, per_token: bool) -> Result<Tensor> {

@@ -10,8 +10,8 @@ use crate::{CompletionRows, Error, Kl, Needs, Result, TokenStats};
 
 /// Terms that hold a model to completions it should keep, beside a loss that takes others away.
 ///
-/// `(w_nll / n) Σ −log p(y_t) + (w_kl / n) Σ_t KL(π_ref(· | t) ‖ π(· | t))` over the `n` tokens of the retained completions
-/// of the whole batch. Both are means over tokens; the divergence is exact, over the whole vocabulary.
+/// `(w_nll / n) Σ −log p(y_t) + (w_kl / n) Σ_t KL(π_ref(· | t) ‖ π(· | t))` over the `n` tokens of the retained
+/// completions of the whole batch. Both are means over tokens; the divergence is exact, over the whole vocabulary.
 ///
 /// Which completions are retained is the family's: the desirable ones in [`unpaired`](crate::unpaired), those after the
 /// negatives in [`ranked`](crate::ranked). A batch without any has no such term.

@@ -1,5 +1,5 @@
-//! What negative-only and unpaired methods promise on paper: numbers worked out by hand, limits in which one loss becomes
-//! another, and bounds.
+//! What negative-only and unpaired methods promise on paper: numbers worked out by hand, limits in which one loss
+//! becomes another, and bounds.
 
 #![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
 

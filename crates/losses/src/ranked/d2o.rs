@@ -9,10 +9,10 @@ use crate::{Card, Described, Error, Result};
 
 /// D2O: a negative against the distribution that the model's own samples stand for.
 ///
-/// `L = −log σ((β/K) Σ_i [log π(y_i) − log π⁻(y_i)] − α [log π(y_l) − log π⁺(y_l)])` with `y_i` the `K` samples of the prompt,
-/// `y_l` its negative, `π⁻` and `π⁺` frozen references. The mean over the samples is inside of `σ`: not a mean of `K`
-/// pairwise losses, which it never exceeds where `α = β` and the references agree. With `K = 1` it then is
-/// [`Dpo`](crate::paired::Dpo).
+/// `L = −log σ((β/K) Σ_i [log π(y_i) − log π⁻(y_i)] − α [log π(y_l) − log π⁺(y_l)])` with `y_i` the `K` samples of
+/// the prompt, `y_l` its negative, `π⁻` and `π⁺` frozen references. The mean over the samples is inside of `σ`: not a
+/// mean of `K` pairwise losses, which it never exceeds where `α = β` and the references agree. With `K = 1` it then
+/// is [`Dpo`](crate::paired::Dpo).
 ///
 /// **Shapes**: see [`RankedLoss::values`]. Prompts may have different numbers of samples.
 ///
@@ -21,12 +21,12 @@ use crate::{Card, Described, Error, Result};
 /// **Errors**: [`Error::Range`] for a parameter; [`Error::Input`] without a reference; otherwise those of
 /// [`Objective::evaluate`](super::Objective::evaluate).
 ///
-/// **On negatives**: pushed down by `α σ(−z)` per unit of log-probability, `z` the argument of `σ`: at most `α`; fades as the
-/// samples become more likely than the negative. Each sample is pushed up by `(β/K) σ(−z)`, so a harmful one among them
-/// counts little.
+/// **On negatives**: pushed down by `α σ(−z)` per unit of log-probability, `z` the argument of `σ`: at most `α`;
+/// fades as the samples become more likely than the negative. Each sample is pushed up by `(β/K) σ(−z)`, so a harmful
+/// one among them counts little.
 ///
-/// **Reference**: S. Duan, X. Yi, P. Zhang, Y. Liu, Z. Liu, T. Lu, X. Xie, N. Gu, "Negating negatives: Alignment with human
-/// negative samples via distributional dispreference optimization", 2024, eq. 3.
+/// **Reference**: S. Duan, X. Yi, P. Zhang, Y. Liu, Z. Liu, T. Lu, X. Xie, N. Gu, "Negating negatives: Alignment with
+/// human negative samples via distributional dispreference optimization", 2024, eq. 3.
 ///
 /// **Differs from the paper**: no. `π⁻`, which leans to harm, scores the samples and `π⁺`, which leans to help, the
 /// negatives; both may be one model, as in the paper's main results. Samples are data: no gradient goes through drawing

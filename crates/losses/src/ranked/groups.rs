@@ -83,7 +83,8 @@ pub struct RankedCounts {
 }
 
 impl RankedCounts {
-    /// Counts one micro-batch: rows of the samples prompt by prompt, then of the negatives, then of retained completions.
+    /// Counts one micro-batch: rows of the samples prompt by prompt, then of the negatives, then of retained
+    /// completions.
     ///
     /// **Errors**: as [`Groups::split`].
     pub fn of(rows: &CompletionRows, samples: &[usize]) -> Result<Self> {

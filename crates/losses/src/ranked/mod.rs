@@ -1,7 +1,7 @@
 //! Losses over several completions of one prompt.
 //!
-//! A loss is the value of one prompt, [`RankedLoss::values`]. [`Objective`] adds how token log-probabilities become those
-//! of a completion, and what holds the model to other completions.
+//! A loss is the value of one prompt, [`RankedLoss::values`]. [`Objective`] adds how token log-probabilities become
+//! those of a completion, and what holds the model to other completions.
 
 mod d2o;
 mod groups;

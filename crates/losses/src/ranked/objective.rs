@@ -9,8 +9,8 @@ use crate::{CompletionRows, Completions, Error, LossValue, Needs, Result, Retain
 
 /// A loss over several completions per prompt with everything around it: the manifest form of training on groups.
 ///
-/// `L = (1/P) Σ ℓ(prompt) +` the terms of [`Retain`] on the completions after the negatives, with `ℓ` the loss and `P` the
-/// prompts of the whole batch.
+/// `L = (1/P) Σ ℓ(prompt) +` the terms of [`Retain`] on the completions after the negatives, with `ℓ` the loss and
+/// `P` the prompts of the whole batch.
 ///
 /// ```
 /// use unsay_losses::ranked::Objective;
@@ -106,11 +106,11 @@ impl Objective {
     /// The value on one micro-batch, divided by counts of the whole batch. Its examples are the prompts and then the
     /// retained completions.
     ///
-    /// Terms for the log, means over prompts: `reward_samples`, `reward_negative`, `reward_margin` and `reward_accuracy`
-    /// (the samples strictly above the negative), `log_ratio_samples` and `log_ratio_negative` to the references,
-    /// `logp_samples` and `logp_negative` (sums per completion); those of samples are means over the samples of a
-    /// prompt. Where they are part of the objective, `retain_nll` and `retain_kl`, means over tokens of retained
-    /// completions.
+    /// Terms for the log, means over prompts: `reward_samples`, `reward_negative`, `reward_margin` and
+    /// `reward_accuracy` (the samples strictly above the negative), `log_ratio_samples` and `log_ratio_negative` to
+    /// the references, `logp_samples` and `logp_negative` (sums per completion); those of samples are means over the
+    /// samples of a prompt. Where they are part of the objective, `retain_nll` and `retain_kl`, means over tokens of
+    /// retained completions.
     ///
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing; [`Error::Empty`] without
@@ -460,7 +460,10 @@ mod tests {
 
     #[test]
     fn parts_that_do_not_go_with_the_loss_are_problems() {
-        let text = r#"{"loss": {"d2o": {"alpha": 0.1, "beta": 0.1}}, "logps": {"ld": {"alpha": 0.5}}, "retain": {"kl": -1.0}}"#;
+        let text = concat!(
+            r#"{"loss": {"d2o": {"alpha": 0.1, "beta": 0.1}}, "#,
+            r#""logps": {"ld": {"alpha": 0.5}}, "retain": {"kl": -1.0}}"#
+        );
         let objective: Objective = serde_json::from_str(text).unwrap();
         let problems: Vec<String> = objective.problems().iter().map(ToString::to_string).collect();
         assert_eq!(

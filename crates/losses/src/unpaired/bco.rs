@@ -10,28 +10,29 @@ use crate::{Baseline, Card, Described, Error, Result};
 
 /// BCO: the implicit reward as the logit of a classifier that tells desirable from undesirable completions.
 ///
-/// `L = −log σ(βu − δ)` for a desirable completion, `−w log σ(δ − βu)` for an undesirable one, with `u` its log-ratio to
-/// the reference and `δ` the running mean of all rewards `βu`, a number without gradient. The mean is over all
+/// `L = −log σ(βu − δ)` for a desirable completion, `−w log σ(δ − βu)` for an undesirable one, with `u` its log-ratio
+/// to the reference and `δ` the running mean of all rewards `βu`, a number without gradient. The mean is over all
 /// completions.
 ///
 /// **Shapes**: see [`UnpairedLoss::values`]; with `density_ratios` also weights `[B]`.
 ///
-/// **Parameters**: `beta` (required), finite and above 0; `density_ratios` (`false`): whether every undesirable completion
-/// has a weight `w`, else all are 1.
+/// **Parameters**: `beta` (required), finite and above 0; `density_ratios` (`false`): whether every undesirable
+/// completion has a weight `w`, else all are 1.
 ///
-/// **Errors**: [`Error::Range`] for a parameter; [`Error::Input`] without a reference, baseline or the weights asked for;
-/// otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
+/// **Errors**: [`Error::Range`] for a parameter; [`Error::Input`] without a reference, baseline or the weights asked
+/// for; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
 ///
-/// **On negatives**: pushed down by `w β σ(βu − δ)` per unit of log-probability, at most `wβ`; fades as the reward falls
-/// below `δ`.
+/// **On negatives**: pushed down by `w β σ(βu − δ)` per unit of log-probability, at most `wβ`; fades as the reward
+/// falls below `δ`.
 ///
 /// **Reference**: S. Jung, G. Han, D. W. Nam, K.-W. On, "Binary classifier optimization for large language model
 /// alignment", 2024: the classification loss with reward shift, and density ratios for prompts that differ between the
 /// two kinds.
 ///
-/// **Differs from the paper**: `δ` is the mean of all rewards so far, [`RunningMean`](crate::RunningMean), as in TRL 0.24;
-/// the paper takes the middle between the means of the two kinds. The density ratio `p/(1 − p)`, from a classifier that
-/// says how likely a prompt is to come from the desirable data, and its clamp (TRL: 0.5 to 10) are the caller's.
+/// **Differs from the paper**: `δ` is the mean of all rewards so far, [`RunningMean`](crate::RunningMean), as in TRL
+/// 0.24; the paper takes the middle between the means of the two kinds. The density ratio `p/(1 − p)`, from a
+/// classifier that says how likely a prompt is to come from the desirable data, and its clamp (TRL: 0.5 to 10) are
+/// the caller's.
 ///
 /// ```
 /// use tch::Tensor;

@@ -9,8 +9,8 @@ use crate::{Baseline, Card, Described, Error, Result};
 
 /// KTO: how far each completion's log-ratio is on the right side of what is usual.
 ///
-/// `L = w_d (1 − σ(β(u − z₀)))` for a desirable completion, `w_u (1 − σ(β(z₀ − u)))` for an undesirable one, with `u` its
-/// log-ratio to the reference and `z₀` the baseline, a number without gradient. The mean is over all completions.
+/// `L = w_d (1 − σ(β(u − z₀)))` for a desirable completion, `w_u (1 − σ(β(z₀ − u)))` for an undesirable one, with `u`
+/// its log-ratio to the reference and `z₀` the baseline, a number without gradient. The mean is over all completions.
 ///
 /// **Shapes**: see [`UnpairedLoss::values`].
 ///

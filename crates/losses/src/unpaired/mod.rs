@@ -1,7 +1,8 @@
 //! Losses over completions that are each labelled desirable or undesirable, without a counterpart.
 //!
 //! A loss is the value of one completion, [`UnpairedLoss::values`]. [`Objective`] adds what holds the model to the
-//! desirable ones beside it. No loss here needs both labels in a batch: training on undesirable completions alone works.
+//! desirable ones beside it. No loss here needs both labels in a batch: training on undesirable completions alone
+//! works.
 
 mod apo_zero_unpaired;
 mod bco;
@@ -67,8 +68,8 @@ pub trait UnpairedLoss: Described {
     /// **Errors**: [`Error::Input`](crate::Error::Input) when something that it needs is missing.
     fn values(&self, labelled: &Labelled) -> Result<Tensor>;
 
-    /// `[B]` the implicit rewards, for the log: `β` times the log-ratio to the reference, or `β` times the log-probability
-    /// where there is none; no graph.
+    /// `[B]` the implicit rewards, for the log: `β` times the log-ratio to the reference, or `β` times the
+    /// log-probability where there is none; no graph.
     ///
     /// **Errors**: as [`UnpairedLoss::values`].
     fn rewards(&self, labelled: &Labelled) -> Result<Tensor> {
@@ -89,8 +90,8 @@ mod tests {
     use super::*;
     use crate::Completions;
 
-    /// Completions of four tokens with these log-ratios to a reference of -12 each, all with baseline 0.5 and weights of
-    /// 3; the leaf is their log-probability.
+    /// Completions of four tokens with these log-ratios to a reference of -12 each, all with baseline 0.5 and weights
+    /// of 3; the leaf is their log-probability.
     pub(super) fn made(ratios: &[f64], desirable: &[bool], kind: Kind) -> (Tensor, Labelled) {
         let leaf = (Tensor::from_slice(ratios) - 12.0)
             .to_kind(kind)

@@ -9,8 +9,8 @@ use crate::{CompletionRows, Completions, Error, LossValue, Needs, Result, Retain
 
 /// A loss over labelled completions with what holds the model beside it: the manifest form of training on labels.
 ///
-/// `L = (1/n) Σ ℓ(y_i) +` the terms of [`Retain`] on the desirable completions, with `ℓ` the loss and `n` all completions
-/// of the whole batch, or the undesirable ones where the loss trains no others
+/// `L = (1/n) Σ ℓ(y_i) +` the terms of [`Retain`] on the desirable completions, with `ℓ` the loss and `n` all
+/// completions of the whole batch, or the undesirable ones where the loss trains no others
 /// ([`trains_desirable`](super::UnpairedLoss::trains_desirable)).
 ///
 /// ```
@@ -115,9 +115,9 @@ impl Objective {
     /// `retain_kl`, means over tokens of desirable completions, where they are part of the objective. What concerns no
     /// completion of the whole batch is left out.
     ///
-    /// **Errors**: [`Error::Range`] for a parameter outside its range; [`Error::Input`] when the parts of the batch do not
-    /// fit together or one is missing; [`Error::NothingToLearn`] when the whole batch has no completion that the loss
-    /// or a term of [`Retain`] trains.
+    /// **Errors**: [`Error::Range`] for a parameter outside its range; [`Error::Input`] when the parts of the batch
+    /// do not fit together or one is missing; [`Error::NothingToLearn`] when the whole batch has no completion that
+    /// the loss or a term of [`Retain`] trains.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &UnpairedCounts) -> Result<LossValue> {
         if let Some(problem) = self.problems().into_iter().next() {
             return Err(problem);

@@ -17,8 +17,9 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Errors**: those of [`Objective::evaluate`](super::Objective::evaluate).
 ///
-/// **On negatives**: pushed down by 1 per unit of log-probability, always. Unbounded: the value has no minimum, and the model
-/// falls apart unless training stops in time. A longer completion is pushed more; the mean over tokens is a token loss.
+/// **On negatives**: pushed down by 1 per unit of log-probability, always. Unbounded: the value has no minimum, and
+/// the model falls apart unless training stops in time. A longer completion is pushed more; the mean over tokens is a
+/// token loss.
 ///
 /// **Reference**: R. Zhang, L. Lin, Y. Bai, S. Mei, "Negative preference optimization: From catastrophic collapse to
 /// effective unlearning", 2024, §2.

@@ -10,15 +10,16 @@ use crate::{Card, Described, Error, Result};
 
 /// SimNPO: NPO on the mean log-probability per token, without a reference.
 ///
-/// `L = −(2/β) log σ(β(−a − δ))` with `a` the mean log-probability per token of an undesirable completion. The mean is over
-/// undesirable completions; desirable ones are trained by [`Retain`](crate::Retain) alone.
+/// `L = −(2/β) log σ(β(−a − δ))` with `a` the mean log-probability per token of an undesirable completion. The mean
+/// is over undesirable completions; desirable ones are trained by [`Retain`](crate::Retain) alone.
 ///
 /// **Shapes**: see [`UnpairedLoss::values`].
 ///
-/// **Parameters**: `beta` (required), finite and above 0; `delta` (`0`), finite, at least 0: the negative log-likelihood
-/// per token at which half of the push is left.
+/// **Parameters**: `beta` (required), finite and above 0; `delta` (`0`), finite, at least 0: the negative
+/// log-likelihood per token at which half of the push is left.
 ///
-/// **Errors**: [`Error::Range`] for a parameter; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
+/// **Errors**: [`Error::Range`] for a parameter; otherwise those of
+/// [`Objective::evaluate`](super::Objective::evaluate).
 ///
 /// **On negatives**: pushed down by `2σ(β(a + δ))/n` per unit of log-probability, `n` the number of tokens: less than
 /// `2/n`; fades as the completion becomes unlikely.
@@ -26,8 +27,9 @@ use crate::{Card, Described, Error, Result};
 /// **Reference**: C. Fan, J. Liu, L. Lin, J. Jia, R. Zhang, S. Mei, S. Liu, "Simplicity prevails: Rethinking negative
 /// preference optimization for LLM unlearning", 2024, the SimNPO loss.
 ///
-/// **Differs from the paper**: the paper subtracts a margin `γ = βδ` outside of `β`; this is the parameter of OpenUnlearning,
-/// which also counts a first label that no logit predicts. Here `n` is the number of tokens that are predicted.
+/// **Differs from the paper**: the paper subtracts a margin `γ = βδ` outside of `β`; this is the parameter of
+/// OpenUnlearning, which also counts a first label that no logit predicts. Here `n` is the number of tokens that are
+/// predicted.
 ///
 /// ```
 /// use tch::Tensor;
