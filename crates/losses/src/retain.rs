@@ -22,7 +22,7 @@ use crate::{CompletionRows, Error, Kl, Needs, Result, TokenStats};
 /// **Reference**: R. Zhang, L. Lin, Y. Bai, S. Mei, "Negative preference optimization: From catastrophic collapse to
 /// effective unlearning", 2024, the companions "RT" (`nll`) and "KL" (`kl`) of each method.
 ///
-/// **Differs from the paper**: the released code takes the divergence over prompt tokens too.
+/// **Differs from the paper**: the released code takes the divergence over every position, those of prompt and padding too.
 ///
 /// ```
 /// let retain: unsay_losses::Retain = serde_json::from_str(r#"{ "nll": 1.0 }"#).unwrap();

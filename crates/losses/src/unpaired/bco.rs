@@ -51,7 +51,7 @@ use crate::{Baseline, Card, Described, Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bco {
-    /// Scale of the implicit reward; finite, above 0. Published runs use 0.01 to 0.1.
+    /// Scale of the implicit reward; finite, above 0.
     pub beta: f64,
     /// Whether undesirable completions are weighted.
     #[serde(default)]

@@ -24,7 +24,7 @@ use crate::{Card, Described, Error, Result};
 /// **Reference**: R. Zhang, L. Lin, Y. Bai, S. Mei, "Negative preference optimization: From catastrophic collapse to
 /// effective unlearning", 2024, §2.
 ///
-/// **Differs from the paper**: no.
+/// **Differs from the paper**: no; the released code takes the mean over tokens instead of the sum.
 ///
 /// ```
 /// use tch::Tensor;

@@ -45,7 +45,7 @@ use crate::{Card, Described, Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Simnpo {
-    /// How soon the push fades; finite, above 0. Published runs use 2.5 to 5.5.
+    /// How soon the push fades; finite, above 0. It scales nats per token, so it is larger than that of NPO.
     pub beta: f64,
     /// Margin in nats per token; finite, at least 0.
     #[serde(default)]
