@@ -227,6 +227,22 @@ impl Completions {
         })
     }
 
+    /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
+    /// there is none; its mean per token where `per_token`. No graph.
+    ///
+    /// **Errors**: as [`Completions::log_ratio`].
+    pub(crate) fn reward(&self, beta: f64, uses_reference: bool, per_token: bool) -> Result<Tensor> {
+        let logp = match uses_reference {
+            true => self.log_ratio()?,
+            false => self.logp.shallow_clone(),
+        };
+        let logp = match per_token {
+            true => logp.f_div(&self.tokens)?,
+            false => logp,
+        };
+        Ok(logp.f_detach()?.f_mul_scalar(beta)?)
+    }
+
     /// The same completions with means per token in place of sums: policy, reference and the loss's own term.
     pub(crate) fn per_token(self) -> Result<Self> {
         let mean = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.f_div(&self.tokens)).transpose();

@@ -10,9 +10,12 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod causal;
 mod director;
 mod files;
 mod kl;
+mod ranked;
 mod token;
+mod unpaired;
 mod with_reference;
 mod without_reference;
