@@ -47,7 +47,7 @@ mod value;
 pub use card::{Card, Described};
 pub use completions::{CompletionRows, Completions};
 pub use error::{Error, Result};
-pub use op::{Needs, TokenOp, TokenStats};
+pub use op::{Fused, Kl, Needs, TokenOp, TokenStats};
 pub use rows::{TokenCounts, TokenRows, token_metrics};
 pub use running_mean::RunningMean;
 pub use value::LossValue;
