@@ -96,3 +96,22 @@ pub(crate) fn smoothing(name: &'static str, value: f64) -> Option<Error> {
         range: "a number from 0 up to, but not, 0.5",
     })
 }
+
+/// A share of a whole, both ends included.
+pub(crate) fn share(name: &'static str, value: f64) -> Option<Error> {
+    (!(0.0..=1.0).contains(&value)).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number from 0 to 1",
+    })
+}
+
+/// A share of a whole that must not be nothing.
+pub(crate) fn some_share(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value > 0.0 && value <= 1.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0, at most 1",
+    })
+}
