@@ -47,6 +47,8 @@ fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
         (needs.target_logit, "target logit"),
         (needs.top_k > 0, "largest logits"),
         (needs.log1m_p, "log(1 − p)"),
+        (needs.candidates, "logits of candidates"),
+        (needs.candidate_log1m_p, "log(1 − p) of candidates"),
         (draws > 0, "a draw per token"),
     ]
     .into_iter()
@@ -66,8 +68,9 @@ pub fn families() -> Vec<Family> {
             name: "token",
             feedback: "tokens of completions that are each positive, negative or unlabelled",
             losses: entries(token::Loss::NAMES, &token::Loss::samples(), |loss| {
+                let text = loss.marks(&[], &[]).map(|_| "the text");
                 let needs = of_the_op(loss.needs(), loss.draws_per_row());
-                (loss.card(), needs.collect())
+                (loss.card(), needs.chain(text).collect())
             }),
         },
         Family {
@@ -165,6 +168,15 @@ mod tests {
         assert_eq!(
             needs.as_deref(),
             Some(["target logit", "largest logits", "a draw per token"].as_slice())
+        );
+        let text = families[0]
+            .losses
+            .iter()
+            .filter(|loss| loss.needs.contains(&"the text"));
+        let names: Vec<&str> = text.map(|loss| loss.card.name).collect();
+        assert_eq!(
+            names,
+            ["contrastive_token", "unlikelihood_context", "unlikelihood_repetition"]
         );
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));

@@ -259,7 +259,8 @@ mod tests {
         let op = op.with_candidates(rows.candidates.as_ref().unwrap()).unwrap();
         let stats = op.forward().unwrap();
         let counts = TokenCounts::of(&rows).unwrap();
-        assert!((loss.rows_trained(&counts) - 4.0).abs() < 1e-15);
+        let known = TokenCounts::count([(1, false), (1, true), (1, false), (0, false), (-1, false)]);
+        assert!((loss.rows_trained(&known) - 4.0).abs() < 1e-15);
         let value = loss.evaluate(&stats, &rows, &counts, None).unwrap();
         // Against token 1: twice e^1 and once e^-2; once e^-1; nothing for the others. Three rows are contrasted.
         let (first, last) = (2.0 * 1f64.exp() + (-2f64).exp(), (-1f64).exp());
@@ -306,6 +307,54 @@ mod tests {
         }
     }
 
+    /// In single precision, with candidates far above and far below the target, and none.
+    #[test]
+    fn margins_of_ten_thousand_stay_finite() {
+        let logits = Tensor::from_slice(&[1e4f32, -1e4, 0.0, 9e3]);
+        for target in 0..4i64 {
+            let states = logits.view([1, 4]).repeat([3, 1]).set_requires_grad(true);
+            let identity = Tensor::eye(4, (Kind::Float, Device::Cpu));
+            let marks = Marks {
+                weights: Some(vec![1.0; 3]),
+                candidates: Some(vec![vec![0, 1, 2, 3], vec![(target + 1) % 4], vec![]]),
+            };
+            let rows = TokenRows::new(&[0; 3], &[false; 3], &[1], Device::Cpu).unwrap();
+            let rows = rows.with_marks([&marks]).unwrap();
+            let loss = loss(1.0, 1.0, 1.0);
+            let op = TokenOp::new(&states, &identity, &Tensor::from_slice(&[target; 3]), &loss.needs()).unwrap();
+            let op = op.with_candidates(rows.candidates.as_ref().unwrap()).unwrap();
+            let stats = op.forward().unwrap();
+            let value = loss
+                .evaluate(&stats, &rows, &TokenCounts::of(&rows).unwrap(), None)
+                .unwrap();
+            value.total.backward();
+            op.surrogate(&stats).unwrap().backward();
+            assert!(value.total.double_value(&[]).is_finite());
+            assert!(states.grad().isfinite().all().int64_value(&[]) == 1, "target {target}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_weight_is_out_whatever_its_candidates() {
+        let column = |values: &[f64]| Tensor::from_slice(values).set_requires_grad(true);
+        let mut stats = TokenStats::new(
+            Tensor::from_slice(&[0i64, 0]),
+            column(&[-1.0, -1.0]),
+            Tensor::from_slice(&[true, false]),
+        );
+        stats.target_logit = Some(column(&[0.0, 0.0]));
+        stats.candidate_logits = Some(Tensor::from_slice(&[f64::INFINITY, 0.0]).view([2, 1]));
+        let marks = Marks {
+            weights: Some(vec![0.0, 1.0]),
+            candidates: None,
+        };
+        let rows = TokenRows::new(&[0, 0], &[false; 2], &[1], Device::Cpu).unwrap();
+        let rows = rows.with_marks([&marks]).unwrap();
+        let counts = TokenCounts::of(&rows).unwrap();
+        let value = loss(1.0, 1.0, 1.0).evaluate(&stats, &rows, &counts, None).unwrap();
+        assert!((value.total.double_value(&[]) - 1.0 - 2f64.ln()).abs() < 1e-15);
+    }
+
     #[test]
     fn ranges_are_checked() {
         let problems = loss(-1.0, 0.0, 1.5).problems();
@@ -318,6 +367,8 @@ mod tests {
                 "`contrastive_token.window` is 1.5, expected a number above 0, at most 1",
             ]
         );
+        let of = |text: &str| serde_json::from_str::<ContrastiveToken>(text).unwrap();
+        assert_eq!(of(r#"{"alpha": 2.0}"#), loss(2.0, 0.25, 0.5));
         assert!(loss(0.0, 1.0, f64::MIN_POSITIVE).check().is_ok());
         assert!(loss(0.0, f64::NAN, 1.0).check().is_err());
     }

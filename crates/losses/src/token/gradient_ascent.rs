@@ -129,6 +129,15 @@ mod tests {
     }
 
     #[test]
+    fn the_range_is_checked() {
+        assert!(GradientAscent { retain: 0.0 }.check().is_ok());
+        assert_eq!(
+            GradientAscent { retain: -1.0 }.check().unwrap_err().to_string(),
+            "`gradient_ascent.retain` is -1, expected a finite number, at least 0"
+        );
+    }
+
+    #[test]
     fn negatives_ascend_and_positives_are_retained() {
         // log p = -.4401897, -1.4401897, -3.4401897.
         let (value, pull) = evaluate(GradientAscent { retain: 0.5 }, [1, 0, 0]).unwrap();

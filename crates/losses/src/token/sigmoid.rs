@@ -143,6 +143,16 @@ mod tests {
     use super::*;
     use crate::TokenOp;
 
+    #[test]
+    fn ranges_and_what_a_manifest_leaves_out() {
+        let sigmoid: Sigmoid = serde_json::from_str(r#"{"alpha": -0.5}"#).unwrap();
+        assert!(!sigmoid.sigmoid_on_positives);
+        assert_eq!(
+            sigmoid.check().unwrap_err().to_string(),
+            "`sigmoid.alpha` is -0.5, expected a finite number, at least 0"
+        );
+    }
+
     /// Positive, negative and unlabelled rows of the same logits against the definition.
     #[test]
     fn the_switch_changes_positives_and_nothing_else() {

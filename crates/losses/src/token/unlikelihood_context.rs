@@ -177,6 +177,30 @@ mod tests {
         assert_eq!(with_prompt[5], [1, 5, 6, 9]);
     }
 
+    #[test]
+    fn ranges_and_what_a_manifest_leaves_out() {
+        let of = |text: &str| serde_json::from_str::<UnlikelihoodContext>(text).unwrap();
+        assert_eq!(of(r#"{"alpha": 1.0}"#), loss(1.0, false));
+        assert!(loss(0.0, true).check().is_ok());
+        assert_eq!(
+            loss(f64::NAN, false).check().unwrap_err().to_string(),
+            "`unlikelihood_context.alpha` is NaN, expected a finite number, at least 0"
+        );
+    }
+
+    #[test]
+    fn the_op_refuses_to_go_without_candidates() {
+        let logits = Tensor::zeros([1, 4], (Kind::Double, Device::Cpu));
+        let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+        let needs = loss(1.0, false).needs();
+        let op = TokenOp::new(&logits, &identity, &Tensor::from_slice(&[0i64]), &needs).unwrap();
+        let error = op.forward().unwrap_err().to_string();
+        assert!(
+            error.starts_with("candidates: expected ids by `with_candidates`"),
+            "{error}"
+        );
+    }
+
     /// One candidate `k` at `alpha` 1: `d/dz_k = p_k`, `d/dz_j = −p_k p_j/(1 − p_k)`; negatives get nothing.
     #[test]
     fn one_candidate_pushes_as_worked_out_by_hand_and_negatives_are_ignored() {

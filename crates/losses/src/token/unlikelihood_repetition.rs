@@ -319,6 +319,78 @@ mod tests {
     }
 
     #[test]
+    fn ranges_are_checked_and_what_a_manifest_leaves_out_is_the_dialogue_code() {
+        let of = |text: &str| serde_json::from_str::<UnlikelihoodRepetition>(text).unwrap();
+        let wrong = of(r#"{"alpha": -1.0, "n": 0, "context_weight": 1.5}"#);
+        let texts: Vec<String> = wrong.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "`unlikelihood_repetition.alpha` is -1, expected a finite number, at least 0",
+                "`unlikelihood_repetition.n` is 0, expected a whole number, at least 1",
+                "`unlikelihood_repetition.context_weight` is 1.5, expected a number from 0 to 1",
+            ]
+        );
+        let least = of(r#"{"alpha": 0.0, "n": 1, "context_weight": 0.25}"#);
+        assert!(least.check().is_ok());
+        assert_eq!(least, UnlikelihoodRepetition::parlai(0.0, 1, 0.25));
+        let original = r#"{"alpha": 1.0, "n": 4, "context_weight": 0.0, "divide_by": "tokens", "last_ngram": false}"#;
+        assert_eq!(of(original), UnlikelihoodRepetition::original(1.0, 4));
+    }
+
+    /// Whatever a token of no weight has, here a probability of one: it is taken out, not multiplied by zero.
+    #[test]
+    fn a_token_without_weight_is_out_whatever_its_probability() {
+        let column = |values: &[f64]| Tensor::from_slice(values).set_requires_grad(true);
+        let mut stats = TokenStats::new(
+            Tensor::from_slice(&[0i64, 0]),
+            column(&[0.0, -1.0]),
+            Tensor::from_slice(&[true, false]),
+        );
+        stats.log1m_p = Some(column(&[f64::NEG_INFINITY, -0.5]));
+        let marks = Marks {
+            weights: Some(vec![0.0, 0.5]),
+            candidates: None,
+        };
+        let rows = TokenRows::new(&[0, 0], &[false; 2], &[0], Device::Cpu).unwrap();
+        let rows = rows.with_marks([&marks]).unwrap();
+        let counts = TokenCounts::of(&rows).unwrap();
+        let loss = UnlikelihoodRepetition::parlai(1.0, 1, 0.0);
+        let value = loss.evaluate(&stats, &rows, &counts, None).unwrap();
+        assert!((value.total.double_value(&[]) - 0.5).abs() < 1e-15);
+        value.total.backward();
+        let pull = Vec::<f64>::try_from(stats.log1m_p.unwrap().grad()).unwrap();
+        assert_eq!(pull, [0.0, -1.0]);
+    }
+
+    #[test]
+    fn counts_without_the_weights_are_an_error_and_rounding_is_not() {
+        let logits = Tensor::zeros([1, 4], (Kind::Double, Device::Cpu));
+        let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+        let loss = UnlikelihoodRepetition::parlai(1.0, 1, 0.0);
+        let marks = Marks {
+            weights: Some(vec![0.5]),
+            candidates: None,
+        };
+        for (label, weighed) in [(1i8, 0), (0, 1), (-1, 2)] {
+            let rows = TokenRows::new(&[0], &[false], &[label], Device::Cpu).unwrap();
+            let rows = rows.with_marks([&marks]).unwrap();
+            let op = TokenOp::new(&logits, &identity, &Tensor::from_slice(&[0i64]), &loss.needs()).unwrap();
+            let stats = op.forward().unwrap();
+            let evaluate = |weight: f64| {
+                let labels = [1i8, 0, -1];
+                let counts = TokenCounts::count([(label, false)]).with_weights([(labels[weighed], weight)]);
+                loss.evaluate(&stats, &rows, &counts, None)
+            };
+            for short in [0.0, 0.5 * (1.0 - 1e-6)] {
+                let error = evaluate(short).unwrap_err().to_string();
+                assert!(error.starts_with("counts: expected rows of the whole batch, at least"));
+            }
+            assert!(evaluate(0.5 * (1.0 - 1e-14)).is_ok());
+        }
+    }
+
+    #[test]
     fn rows_without_weights_are_an_error() {
         let loss = UnlikelihoodRepetition::original(1.0, 2);
         let rows = TokenRows::new(&[0], &[false], &[0], Device::Cpu).unwrap();

@@ -113,6 +113,32 @@ proptest! {
     }
 }
 
+/// Random picks may leave a loss out: each trains here, those that read the text too, and its own part is there.
+#[test]
+fn every_token_loss_trains_in_any_split() {
+    let losses = Loss::samples();
+    assert_eq!(losses.len(), 19);
+    let mut own_parts = 0;
+    for loss in losses {
+        let objective = LanguageObjective::new(decoder(Kind::Double), loss.clone(), mixed()).unwrap();
+        let picks: Vec<usize> = (0..18).collect();
+        let whole = seen(&objective, &places(objective.examples(), &picks), picks.len());
+        for micro_batch in [1, 5] {
+            assert_same(&objective, &picks, micro_batch, 1e-10);
+        }
+        let own = whole
+            .named
+            .iter()
+            .filter(|(name, _)| name.ends_with("_loss") && name != "ce_loss");
+        for (name, value) in own {
+            assert!(value.abs() > 1e-4, "{loss:?}: {name} is {value}");
+            own_parts += 1;
+        }
+    }
+    // All but `nll` have one; with `sigmoid_on_positives` both sides are.
+    assert_eq!(own_parts, 19);
+}
+
 #[test]
 fn any_split_gives_the_same_weights_and_records() {
     let cringe: Loss = serde_json::from_str(r#"{"cringe": {"alpha": 1.0, "k": 3}}"#).unwrap();
