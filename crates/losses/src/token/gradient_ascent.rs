@@ -11,12 +11,12 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 
 /// The log-probability of negatives, to be minimised, beside the likelihood of positives.
 ///
-/// `L = r (1/n₊) Σ₊ −log p(y_t) + (1/n₋) Σ₋ log p(y_t)`, with `n₊` the tokens of positive and unlabelled examples and
+/// `L = ρ (1/n₊) Σ₊ −log p(y_t) + (1/n₋) Σ₋ log p(y_t)`, with `n₊` the tokens of positive and unlabelled examples and
 /// `n₋` those of negative ones, each in the whole batch. A side without tokens adds nothing.
 ///
 /// **Shapes**: see [`TokenLoss::evaluate`].
 ///
-/// **Parameters**: `retain` (required), the weight `r` of the likelihood, finite and at least 0; with 0 positives are
+/// **Parameters**: `retain` (required), the weight `ρ` of the likelihood, finite and at least 0; with 0 positives are
 /// not trained at all.
 ///
 /// **Errors**: [`Error::Range`] for `retain`; [`Error::NothingToLearn`] for a whole batch without negatives when
@@ -59,7 +59,7 @@ impl Described for GradientAscent {
         Card {
             name: "gradient_ascent",
             summary: "log-probability of negatives, minimised without a bound, beside the likelihood of positives",
-            formula: "−r log p(y) on positives; log p(y) on negatives",
+            formula: "−retain · log p(y) on positives; log p(y) on negatives",
             on_negatives: "down, the other tokens up in proportion; not bounded",
             source: "Zhang et al. 2024, baseline GA",
         }
