@@ -75,6 +75,7 @@ struct Case {
     chunk: usize,
     affine: bool,
     temperature: Option<f64>,
+    in_place: bool,
     needs: Needs,
 }
 
@@ -144,6 +145,9 @@ fn run(case: Case, way: Way) -> Outcome {
         }
         if let Some(t) = case.temperature {
             op = op.with_temperature(t).unwrap();
+        }
+        if case.in_place {
+            op = op.with_gradient_in_place();
         }
         if way == Way::TwoPasses {
             let stats = op.forward().unwrap();
@@ -218,7 +222,7 @@ proptest! {
     #[test]
     fn equals_full_logits_in_value_and_gradient(
         seed: u64, n in 1i64..12, v in 5i64..30, tied: bool, chunk in 0usize..14, affine: bool,
-        temperature in prop::option::of(0.4f64..3.0), asked in prop::collection::vec(any::<bool>(), 9), forward: bool,
+        temperature in prop::option::of(0.4f64..3.0), asked in prop::collection::vec(any::<bool>(), 9), forward: bool, in_place: bool,
     ) {
         tch::set_num_threads(1);
         let needs = Needs {
@@ -237,7 +241,7 @@ proptest! {
             candidate_log1m_p: asked[7],
             off_target: asked[8],
         };
-        let case = Case { seed, n, v, tied, chunk, affine, temperature, needs };
+        let case = Case { seed, n, v, tied, chunk, affine, temperature, in_place, needs };
         for way in [Way::TwoPasses, Way::Fused] {
             let (worst, at) = compare(case, way);
             prop_assert!(worst <= 1e-11, "{way:?}: {at} differs by {worst}");
@@ -304,6 +308,7 @@ fn every_need_alone_equals_full_logits() {
                 chunk,
                 affine: true,
                 temperature: Some(0.7),
+                in_place: false,
                 needs,
             };
             let (worst, at) = compare(case, way);

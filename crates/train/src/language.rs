@@ -111,7 +111,8 @@ impl LanguageObjective {
             .f_reshape([-1, width])?
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
         let embedding = self.decoder.output_embedding();
-        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
+        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
+            .with_gradient_in_place();
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
         let rows = rows.with_marks(&piece.marks)?;
         let op = match &rows.candidates {

@@ -22,7 +22,7 @@
 //! one token that may have more. The last two, which are all a contrastive loss uses, touch only the tokens they
 //! name: no product over the vocabulary.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::pulls::Pulls;
 use super::reduce::{Softmax, known_ids, without_largest};
@@ -30,12 +30,61 @@ use super::rows::{Pick, Rows};
 use super::{CHUNK_LOGITS, Kl, TokenOp, TokenStats};
 use crate::{Error, Result};
 
-/// Gradients under construction with respect to the logits' parents, in the kind that sums are taken in. `None` for
-/// those that nobody wants.
+/// Gradients under construction, in the kind that sums are taken in. `None` for those that nobody wants.
 pub(super) struct Gradients {
+    /// `d/du · embedding`: of the states, were there no scale and no temperature.
     hidden: Option<Tensor>,
     embedding: Option<Tensor>,
+    /// Before the temperature.
     bias: Option<Tensor>,
+}
+
+/// What is trained, each with its gradient, on its way to autograd.
+#[derive(Debug, Default)]
+pub(super) struct HandOn(Vec<(Tensor, Tensor)>);
+
+impl HandOn {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `Σ value ⊙ gradient`.
+    pub(super) fn surrogate(&self) -> Result<Tensor> {
+        let sums = self.0.iter().map(|(value, gradient)| {
+            let sum = dot(value, gradient)?;
+            Ok(sum.f_to_kind(if sum.f_kind()? == Kind::Double {
+                Kind::Double
+            } else {
+                Kind::Float
+            })?)
+        });
+        if self.is_empty() {
+            // Its gradient goes nowhere, which is no error.
+            return Ok(Tensor::from(0.0f32).f_set_requires_grad(true)?);
+        }
+        Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>>>()?, 0)?.f_sum(None)?)
+    }
+
+    /// Hands the gradients on.
+    ///
+    /// Autograd would make a second tensor of the size of each before it adds it. Where a gradient is there already,
+    /// adding to it is all that autograd would do.
+    pub(super) fn backward(self) -> Result<()> {
+        let mut rest = Vec::new();
+        for (value, gradient) in self.0 {
+            // libtorch warns where the gradient of anything but a leaf is asked for.
+            match value.is_leaf().then(|| value.grad()).filter(Tensor::defined) {
+                Some(mut known) => {
+                    let _ = tch::no_grad(|| known.f_add_(&gradient))?;
+                }
+                None => rest.push((value, gradient)),
+            }
+        }
+        match HandOn(rest) {
+            rest if rest.is_empty() => Ok(()),
+            rest => Ok(rest.surrogate()?.f_backward()?),
+        }
+    }
 }
 
 impl TokenOp {
@@ -48,6 +97,18 @@ impl TokenOp {
     /// **Errors**: [`Error::Input`] when `stats` has another number of rows than this op, or when neither
     /// `hidden` nor `embedding` (nor scale nor bias) is being trained.
     pub fn surrogate(&self, stats: &TokenStats) -> Result<Tensor> {
+        self.second_pass(stats)?.surrogate()
+    }
+
+    /// The second pass and the `backward()` of its [`surrogate`](TokenOp::surrogate), with less memory where the
+    /// embedding is a parameter that has a gradient already: the new one is added in place.
+    ///
+    /// **Errors**: as for [`TokenOp::surrogate`].
+    pub fn backward(&self, stats: &TokenStats) -> Result<()> {
+        self.second_pass(stats)?.backward()
+    }
+
+    fn second_pass(&self, stats: &TokenStats) -> Result<HandOn> {
         if stats.n_rows() != self.rows.len() {
             return Err(Error::input(
                 "stats",
@@ -62,11 +123,7 @@ impl TokenOp {
                 "none",
             ));
         }
-        let gradients = tch::no_grad(|| self.second_pass(stats))?;
-        self.hand_on(gradients)
-    }
-
-    fn second_pass(&self, stats: &TokenStats) -> Result<Gradients> {
+        let _guard = tch::no_grad_guard();
         let pulls = Pulls::of(self, stats)?;
         let mut into = self.no_gradients()?;
         let kept = self.kept.take();
@@ -91,7 +148,7 @@ impl TokenOp {
             }
         }
         self.sparse(&mut into, (0, self.rows.len()), &pulls)?;
-        Ok(into)
+        self.hand_on(into)
     }
 
     pub(super) fn no_gradients(&self) -> Result<Gradients> {
@@ -105,48 +162,65 @@ impl TokenOp {
         Ok(Gradients {
             // The gradient of the scale is that of the hidden states times the states.
             hidden: zeros(self.hidden.requires_grad() || affine(|a| &a.scale), &self.hidden.size())?,
-            embedding: zeros(self.embedding.requires_grad(), &self.embedding.size())?,
+            embedding: match self.adds_in_place() {
+                true => Some(self.known_gradient()?),
+                false => zeros(self.embedding.requires_grad(), &self.embedding.size())?,
+            },
             bias: zeros(affine(|a| &a.bias), &[])?,
         })
     }
 
-    /// Turns the gradients with respect to `u` into the scalar that hands them on.
-    pub(super) fn hand_on(&self, gradients: Gradients) -> Result<Tensor> {
-        let wide = self.wide();
-        let cooled = |t: Tensor| match self.temperature {
-            None => Ok(t),
-            Some(temperature) => t.f_div_scalar(temperature),
-        };
-        // One product: no copy of the size of the embedding beside the gradient itself.
-        let dot = |value: &Tensor, gradient: &Tensor| -> Result<Tensor> {
-            let flat = |t: &Tensor| t.f_reshape([-1]);
-            let gradient = gradient.f_to_kind(value.kind())?;
-            Ok(flat(value)?.f_dot(&flat(&gradient)?)?.f_to_kind(wide)?)
-        };
-        let mut total = Tensor::f_zeros([0i64; 0], (wide, self.hidden.device()))?;
-        let mut scale = None;
+    /// Whether the embedding's gradient is added to the one that it has. In a narrow kind the sum over chunks would
+    /// lose too much.
+    fn adds_in_place(&self) -> bool {
+        let embedding = &self.embedding;
+        self.in_place && embedding.requires_grad() && embedding.is_leaf() && embedding.kind() == self.wide()
+    }
+
+    /// The gradient that the embedding has; zeros where it had none.
+    fn known_gradient(&self) -> Result<Tensor> {
+        if !self.embedding.grad().defined() {
+            // The bindings cannot set a gradient, but this one is zero everywhere.
+            let nothing = tch::with_grad(|| self.embedding.f_narrow(0, 0, 1)?.f_sum(None)?.f_mul_scalar(0.0))?;
+            nothing.f_backward()?;
+        }
+        Ok(self.embedding.grad())
+    }
+
+    /// From gradients with respect to `u` to those with respect to `z`.
+    fn slope(&self, mut gradient: Tensor) -> Result<Tensor> {
         if let Some(affine) = &self.affine {
-            if let Some(hidden) = gradients.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
-                let gradient = cooled(dot(&self.rows.hidden.f_to_kind(wide)?, hidden)?)?;
-                total = total.f_add(&dot(&affine.scale, &gradient)?)?;
-            }
-            if let Some(bias) = gradients.bias {
-                total = total.f_add(&dot(&affine.bias, &cooled(bias)?)?)?;
-            }
-            scale = Some(affine.scale.f_detach()?.f_to_kind(wide)?);
+            gradient = gradient.f_mul(&affine.scale.f_detach()?.f_to_kind(gradient.f_kind()?)?)?;
         }
-        for (value, gradient) in [(&self.hidden, gradients.hidden), (&self.embedding, gradients.embedding)] {
-            if let Some(mut gradient) = gradient.filter(|_| value.requires_grad()) {
-                if let Some(scale) = &scale {
-                    gradient = gradient.f_mul_(scale)?;
-                }
-                if let Some(temperature) = self.temperature {
-                    gradient = gradient.f_div_scalar_(temperature)?;
-                }
-                total = total.f_add(&dot(value, &gradient)?)?;
+        self.cool(gradient)
+    }
+
+    /// From the gradients with respect to what the product `u` is made of to those of what is trained.
+    pub(super) fn hand_on(&self, from: Gradients) -> Result<HandOn> {
+        let wide = self.wide();
+        let mut found = Vec::new();
+        if let Some(affine) = &self.affine {
+            if let Some(hidden) = from.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
+                found.push((&affine.scale, dot(&self.rows.hidden.f_to_kind(wide)?, hidden)?));
+            }
+            if let Some(bias) = from.bias {
+                found.push((&affine.bias, bias));
             }
         }
-        Ok(total)
+        for (_, gradient) in &mut found {
+            *gradient = self.cool(gradient.shallow_clone())?;
+        }
+        if let Some(hidden) = from.hidden.filter(|_| self.hidden.requires_grad()) {
+            found.push((&self.hidden, self.slope(hidden)?));
+        }
+        // What was added in place is where it belongs.
+        if let Some(embedding) = from.embedding.filter(|_| !self.adds_in_place()) {
+            found.push((&self.embedding, embedding));
+        }
+        let finished = found.into_iter();
+        let finished =
+            finished.map(|(value, gradient)| Ok((value.shallow_clone(), gradient.f_to_kind(value.f_kind()?)?)));
+        Ok(HandOn(finished.collect::<Result<_>>()?))
     }
 
     /// Adds the gradient of `Σ pulls · stats` over the stats that depend on every logit.
@@ -185,8 +259,11 @@ impl TokenOp {
             let transposed = dlogits.f_tr()?;
             // In place where the kinds agree; a narrow product is widened before it is added.
             let _ = match kind == self.wide() {
-                true => embedding.f_addmm_(&transposed, &rows.hidden)?,
-                false => embedding.f_add_(&transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?)?,
+                true => embedding.f_addmm_(&transposed, &self.slope(rows.hidden)?)?,
+                false => {
+                    let product = transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?;
+                    embedding.f_add_(&self.slope(product)?)?
+                }
             };
         }
         Ok(())
@@ -298,7 +375,7 @@ impl TokenOp {
                     add_rows(&mut hidden.f_narrow(0, first, n)?, &rows, &scaled(&embedding, &ids)?)?;
                 }
                 if let Some(total) = &mut into.embedding {
-                    add_rows(total, &ids, &scaled(&own.hidden, &rows)?)?;
+                    add_rows(total, &ids, &self.slope(scaled(&own.hidden, &rows)?)?)?;
                 }
             }
         }
@@ -344,7 +421,7 @@ fn add_at(dlogits: &mut Tensor, ids: &Tensor, weights: &Tensor) -> Result<()> {
         return Ok(());
     }
     // Elsewhere a scatter adds in any order, this in one.
-    let rows = Tensor::f_arange(ids.size()[0], (tch::Kind::Int64, ids.device()))?;
+    let rows = Tensor::f_arange(ids.size()[0], (Kind::Int64, ids.device()))?;
     let rows = rows.f_unsqueeze(1)?.f_expand_as(ids)?;
     let _ = dlogits.f_index_put_(&[Some(&rows), Some(ids)], weights, true)?;
     Ok(())
@@ -359,4 +436,9 @@ fn add_rows(total: &mut Tensor, ids: &Tensor, values: &Tensor) -> Result<()> {
     let sums = Tensor::f_embedding_dense_backward(values, &place, known.size()[0], -1, false)?;
     let _ = total.f_index_add_(0, &known, &sums)?;
     Ok(())
+}
+
+/// `Σ a ⊙ b` as one product: nothing of their size is made.
+fn dot(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(a.f_reshape([-1])?.f_dot(&b.f_reshape([-1])?)?)
 }

@@ -1,10 +1,11 @@
 //! One pass for losses that are sums over rows.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use tch::Tensor;
 
-use super::backward::Gradients;
+use super::backward::{Gradients, HandOn};
 use super::pulls::Pulls;
 use super::reduce::Softmax;
 use super::rows::Pick;
@@ -19,19 +20,28 @@ pub struct Fused {
     pub value: LossValue,
     /// The stats of all rows, without a graph.
     pub stats: TokenStats,
-    /// A scalar whose `backward()` pushes the gradient of `value.total` into the trunk and the embedding; only its
-    /// gradient means anything. `None` where nothing is trained, or nothing by this loss.
-    pub surrogate: Option<Tensor>,
+    /// Taken by the call that hands them on.
+    gradients: RefCell<HandOn>,
 }
 
 impl Fused {
-    /// Pushes the gradient on; does nothing where nothing is trained.
+    /// Pushes the gradient of `value.total` into the trunk and the embedding.
+    ///
+    /// Does nothing where nothing is trained, or nothing by this loss, and nothing a second time.
     ///
     /// **Errors**: only libtorch's.
     pub fn backward(&self) -> Result<()> {
-        match &self.surrogate {
-            Some(surrogate) => Ok(surrogate.f_backward()?),
-            None => Ok(()),
+        self.gradients.take().backward()
+    }
+
+    /// A scalar whose `backward()` does the same, to be added to other scalars first. Only its gradient means
+    /// anything. `None` where [`backward`](Fused::backward) would do nothing.
+    ///
+    /// **Errors**: only libtorch's.
+    pub fn surrogate(&self) -> Result<Option<Tensor>> {
+        match self.gradients.take() {
+            gradients if gradients.is_empty() => Ok(None),
+            gradients => Ok(Some(gradients.surrogate()?)),
         }
     }
 }
@@ -83,7 +93,10 @@ impl TokenOp {
                 what: "the batch of hidden states",
             })?,
             stats: TokenStats::join(&chunks)?,
-            surrogate: into.map(|into| self.hand_on(into)).transpose()?,
+            gradients: RefCell::new(match into {
+                Some(into) => tch::no_grad(|| self.hand_on(into))?,
+                None => HandOn::default(),
+            }),
         })
     }
 

@@ -49,6 +49,7 @@ pub struct TokenOp {
     temperature: Option<f64>,
     reference_embedding: Option<Tensor>,
     chunk_rows: i64,
+    in_place: bool,
     /// The logits of the first chunks of the first pass: the second reads them instead of computing them again.
     kept: RefCell<Vec<Tensor>>,
 }
@@ -81,6 +82,7 @@ impl TokenOp {
             affine: None,
             temperature: None,
             reference_embedding: None,
+            in_place: false,
             kept: RefCell::new(Vec::new()),
         })
     }
@@ -90,6 +92,18 @@ impl TokenOp {
     #[must_use]
     pub fn with_chunk_rows(mut self, rows: usize) -> Self {
         self.chunk_rows = i64::try_from(rows).unwrap_or(i64::MAX).clamp(1, self.rows.len());
+        self
+    }
+
+    /// Adds the embedding's gradient to the one that it has already while the chunks pass, instead of making it apart
+    /// and adding it at the end, which takes memory of the size of the embedding.
+    ///
+    /// For a step that calls `backward` in any case: the embedding's gradient is then there after
+    /// [`fused`](TokenOp::fused) or [`surrogate`](TokenOp::surrogate), also when an error stops them half way. Changes
+    /// nothing where the embedding is not a parameter itself, or narrower than the kind that sums are taken in.
+    #[must_use]
+    pub fn with_gradient_in_place(mut self) -> Self {
+        self.in_place = true;
         self
     }
 

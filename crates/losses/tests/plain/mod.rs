@@ -30,15 +30,15 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
     let column = targets.unsqueeze(1);
     let target_logit = logits.gather(1, &column, false).squeeze_dim(1);
     let all = logits.log_softmax(-1, None);
-    let p = all.exp();
-    let log_sum_exp = logits.logsumexp([-1i64].as_slice(), false);
+    let log_sum_exp = || logits.logsumexp([-1i64].as_slice(), false);
     let log1m_p = |column: &Tensor| {
         let others = logits
             .scatter_value(1, column, f64::NEG_INFINITY)
             .logsumexp([-1i64].as_slice(), false);
-        others - &log_sum_exp
+        others - log_sum_exp()
     };
-    let (top_logits, top_ids) = logits.topk(needs.top_k.max(1) as i64, -1, true, true);
+    let top = (needs.top_k > 0).then(|| logits.topk(needs.top_k as i64, -1, true, true));
+    let (top_logits, top_ids) = top.unzip();
     let asked = needs.candidates || needs.candidate_log1m_p;
     let candidates = given.candidates.filter(|_| asked);
     let of_candidates = |wanted: bool, of: &dyn Fn(&Tensor) -> Tensor, none: f64| {
@@ -53,7 +53,7 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
         let theirs = reference.log_softmax(-1, None);
         match kl {
             Kl::Forward => sum(&(theirs.exp() * (&theirs - &all))),
-            Kl::Reverse => sum(&(&p * (&all - &theirs))),
+            Kl::Reverse => sum(&(all.exp() * (&all - &theirs))),
         }
     });
     let off_target = || {
@@ -64,11 +64,11 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
     TokenStats {
         target_logit: needs.target_logit.then(|| target_logit.shallow_clone()),
         log1m_p: needs.log1m_p.then(|| log1m_p(&column)),
-        top_logits: (needs.top_k > 0).then_some(top_logits),
-        top_ids: (needs.top_k > 0).then_some(top_ids),
-        log_sum_exp: needs.log_sum_exp.then(|| log_sum_exp.shallow_clone()),
-        entropy: needs.entropy.then(|| -sum(&(&p * &all))),
-        collision: needs.collision.then(|| sum(&p.square()).log().detach()),
+        top_logits,
+        top_ids,
+        log_sum_exp: needs.log_sum_exp.then(log_sum_exp),
+        entropy: needs.entropy.then(|| -sum(&(all.exp() * &all))),
+        collision: needs.collision.then(|| sum(&all.exp().square()).log().detach()),
         kl,
         candidate_ids: candidates.map(Tensor::shallow_clone),
         candidate_logits: of_candidates(
