@@ -47,6 +47,8 @@ fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
         (needs.target_logit, "target logit"),
         (needs.top_k > 0, "largest logits"),
         (needs.log1m_p, "log(1 − p)"),
+        (needs.candidates, "logits of candidates"),
+        (needs.candidate_log1m_p, "log(1 − p) of candidates"),
         (needs.off_target, "logits of the other tokens"),
         (draws > 0, "a draw per token"),
     ]
@@ -67,8 +69,9 @@ pub fn families() -> Vec<Family> {
             name: "token",
             feedback: "tokens of completions that are each positive, negative or unlabelled",
             losses: entries(token::Loss::NAMES, &token::Loss::samples(), |loss| {
+                let text = loss.marks(&[], &[]).map(|_| "the text");
                 let needs = of_the_op(loss.needs(), loss.draws_per_row());
-                (loss.card(), needs.collect())
+                (loss.card(), needs.chain(text).collect())
             }),
         },
         Family {
@@ -206,7 +209,7 @@ mod tests {
             needs.as_deref(),
             Some(["target logit", "largest logits", "a draw per token"].as_slice())
         );
-        let bco = families[2].losses.iter().find(|loss| loss.card.name == "bco");
+        let bco = families[3].losses.iter().find(|loss| loss.card.name == "bco");
         let needs = bco.map(|loss| loss.needs.clone());
         let expected = [
             "reference",
@@ -214,6 +217,15 @@ mod tests {
             "a weight per undesirable completion",
         ];
         assert_eq!(needs.as_deref(), Some(expected.as_slice()));
+        let text = families[0]
+            .losses
+            .iter()
+            .filter(|loss| loss.needs.contains(&"the text"));
+        let names: Vec<&str> = text.map(|loss| loss.card.name).collect();
+        assert_eq!(
+            names,
+            ["contrastive_token", "unlikelihood_context", "unlikelihood_repetition"]
+        );
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));
     }

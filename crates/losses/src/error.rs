@@ -106,3 +106,41 @@ pub(crate) fn inner_smoothing(name: &'static str, value: f64) -> Option<Error> {
         range: "a number above 0 and below 0.5",
     })
 }
+/// A share of a whole, both ends included.
+pub(crate) fn share(name: &'static str, value: f64) -> Option<Error> {
+    (!(0.0..=1.0).contains(&value)).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number from 0 to 1",
+    })
+}
+
+/// A share of a whole that must not be nothing.
+pub(crate) fn some_share(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value > 0.0 && value <= 1.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0, at most 1",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_have_both_ends_or_only_the_upper() {
+        for (value, whole, some) in [
+            (-1e-9, false, false),
+            (0.0, true, false),
+            (1e-300, true, true),
+            (1.0, true, true),
+            (1.0 + 1e-9, false, false),
+            (f64::NAN, false, false),
+        ] {
+            assert_eq!(share("x", value).is_none(), whole, "{value}");
+            assert_eq!(some_share("x", value).is_none(), some, "{value}");
+        }
+    }
+}

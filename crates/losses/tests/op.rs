@@ -9,7 +9,8 @@ use std::ops::Range;
 use plain::{Given, Made, Numbers, all_finite, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Error, Kl, Loss, LossValue, Needs, TokenLoss, TokenOp, TokenStats};
+use unsay_losses::token::Loss;
+use unsay_losses::{Error, Kl, LossValue, Needs, TokenOp, TokenStats};
 
 /// All that needs nothing but logits and targets.
 const ALL: Needs = Needs {
@@ -617,7 +618,7 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
                 .unwrap()
                 .with_chunk_rows(chunk);
             let (rows, draws) = (made.token_rows(), made.draws());
-            let fused = op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap();
+            let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
             fused.backward().unwrap();
             // Nothing is left to hand on.
@@ -640,7 +641,7 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
             }
 
             // As in an evaluation, where only the value is wanted.
-            let value = tch::no_grad(|| op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap());
+            let value = tch::no_grad(|| op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap());
             assert!(difference(&value.value.total, &two.value.total) < 1e-12);
             assert!(value.surrogate().unwrap().is_none());
             compared += 1;

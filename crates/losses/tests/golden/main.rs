@@ -15,6 +15,7 @@ mod director;
 mod files;
 mod kl;
 mod ranked;
+mod repetition;
 mod token;
 mod unpaired;
 mod with_reference;

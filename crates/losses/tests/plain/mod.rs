@@ -7,7 +7,7 @@
 )]
 
 use tch::{Device, Kind, Tensor};
-use unsay_losses::token::Loss;
+use unsay_losses::token::{Loss, Marks};
 use unsay_losses::{Kl, LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
 
 /// What some stats are about, beside the logits and the targets.
@@ -123,6 +123,16 @@ pub struct Made {
     pub is_eos: Vec<bool>,
     pub labels: Vec<i8>,
     pub draws: Vec<f64>,
+    pub text: Text,
+}
+
+/// The whole batch as losses that read the text see it, whichever rows are left of it.
+#[derive(Default, Clone)]
+pub struct Text {
+    pub prompts: Vec<Vec<i64>>,
+    pub completions: Vec<Vec<i64>>,
+    /// Which token of its completion each row is.
+    pub position: Vec<usize>,
 }
 
 impl Made {
@@ -136,6 +146,7 @@ impl Made {
             is_eos: Vec::new(),
             labels: labels.to_vec(),
             draws: Vec::new(),
+            text: Text::default(),
         };
         for (example, &length) in lengths.iter().enumerate() {
             for position in 0..length {
@@ -143,7 +154,16 @@ impl Made {
                 made.example.push(example as i64);
                 made.is_eos.push(position + 1 == length);
                 made.draws.push(numbers.next());
+                made.text.position.push(position);
             }
+            let completion = made.targets[made.targets.len() - length..].to_vec();
+            made.text.completions.push(completion);
+        }
+        // Few tokens, so that they come up again.
+        let mut words = Numbers::new(!seed);
+        for &length in lengths {
+            let prompt = (0..length + 2).map(|_| words.below(v) as i64);
+            made.text.prompts.push(prompt.collect());
         }
         made.hidden = numbers.tensor(&[made.targets.len() as i64, d], 1.5);
         made
@@ -164,6 +184,10 @@ impl Made {
             is_eos: picked.iter().map(|&i| self.is_eos[i]).collect(),
             labels: self.labels.clone(),
             draws: picked.iter().map(|&i| self.draws[i]).collect(),
+            text: Text {
+                position: picked.iter().map(|&i| self.text.position[i]).collect(),
+                ..self.text.clone()
+            },
         }
     }
 
@@ -175,23 +199,82 @@ impl Made {
         TokenCounts::of(&self.token_rows()).unwrap()
     }
 
+    /// The rows with what the loss reads from the text.
+    pub fn rows_for(&self, loss: &Loss) -> TokenRows {
+        let alone = |row: usize| (vec![], vec![self.targets[row]], 0);
+        let marks = (0..self.n_rows()).filter_map(|row| {
+            let (prompt, completion, at) = match self.text.position.get(row) {
+                Some(&at) => {
+                    let example = self.example[row] as usize;
+                    let (prompt, completion) = (&self.text.prompts[example], &self.text.completions[example]);
+                    (prompt.clone(), completion.clone(), at)
+                }
+                None => alone(row),
+            };
+            let all = loss.marks(&prompt, &completion)?;
+            assert!(all.weights.as_ref().is_none_or(|w| w.len() == completion.len()));
+            assert!(all.candidates.as_ref().is_none_or(|c| c.len() == completion.len()));
+            Some(Marks {
+                weights: all.weights.map(|weights| vec![weights[at]]),
+                candidates: all.candidates.map(|candidates| vec![candidates[at].clone()]),
+            })
+        });
+        self.token_rows().with_marks(&marks.collect::<Vec<_>>()).unwrap()
+    }
+
+    /// Counts with the weights that the loss gives to the whole batch.
+    pub fn weighted(&self, loss: &Loss, counts: &TokenCounts) -> TokenCounts {
+        let Text {
+            prompts, completions, ..
+        } = &self.text;
+        let texts = prompts.iter().zip(completions).zip(&self.labels);
+        texts.fold(*counts, |counts, ((prompt, completion), &label)| {
+            let weights = loss.marks(prompt, completion).and_then(|marks| marks.weights);
+            counts.with_weights(weights.unwrap_or_default().into_iter().map(|weight| (label, weight)))
+        })
+    }
+
     pub fn draws(&self) -> Tensor {
         Tensor::from_slice(&self.draws).view([-1, 1])
+    }
+
+    /// The op with all that the loss needs.
+    pub fn op(&self, loss: &Loss, hidden: &Tensor, embedding: &Tensor, rows: &TokenRows) -> TokenOp {
+        let op = TokenOp::new(hidden, embedding, &Tensor::from_slice(&self.targets), &loss.needs()).unwrap();
+        match &rows.candidates {
+            Some(ids) => op.with_candidates(ids).unwrap(),
+            None => op,
+        }
+    }
+
+    /// Value and gradients through the op in one pass.
+    pub fn fused(&self, loss: &Loss, counts: &TokenCounts, chunk_rows: usize) -> Outcome {
+        let hidden = self.hidden.detach().set_requires_grad(true);
+        let embedding = self.embedding.detach().set_requires_grad(true);
+        let (rows, counts) = (self.rows_for(loss), self.weighted(loss, counts));
+        let op = self.op(loss, &hidden, &embedding, &rows).with_chunk_rows(chunk_rows);
+        let fused = op.fused_loss(&**loss, &rows, &counts, Some(&self.draws())).unwrap();
+        fused.backward().unwrap();
+        Outcome {
+            value: fused.value,
+            hidden: hidden.grad(),
+            embedding: embedding.grad(),
+        }
     }
 
     /// Value and gradients through the op.
     pub fn through_op(&self, loss: &Loss, counts: &TokenCounts, chunk_rows: Option<usize>) -> Outcome {
         let hidden = self.hidden.detach().set_requires_grad(true);
         let embedding = self.embedding.detach().set_requires_grad(true);
-        let op = TokenOp::new(&hidden, &embedding, &Tensor::from_slice(&self.targets), &loss.needs()).unwrap();
+        let rows = self.rows_for(loss);
+        let op = self.op(loss, &hidden, &embedding, &rows);
         let op = match chunk_rows {
             Some(rows) => op.with_chunk_rows(rows),
             None => op,
         };
         let stats = op.forward().unwrap();
-        let value = loss
-            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
-            .unwrap();
+        let counts = self.weighted(loss, counts);
+        let value = loss.evaluate(&stats, &rows, &counts, Some(&self.draws())).unwrap();
         value.total.backward();
         op.surrogate(&stats).unwrap().backward();
         Outcome {
@@ -206,10 +289,14 @@ impl Made {
         let hidden = self.hidden.detach().set_requires_grad(true);
         let embedding = self.embedding.detach().set_requires_grad(true);
         let logits = hidden.matmul(&embedding.tr());
-        let stats = stats(&logits, &Tensor::from_slice(&self.targets), &loss.needs());
-        let value = loss
-            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
-            .unwrap();
+        let rows = self.rows_for(loss);
+        let given = Given {
+            candidates: rows.candidates.as_ref(),
+            ..Given::default()
+        };
+        let stats = stats_of(&logits, &Tensor::from_slice(&self.targets), &loss.needs(), &given);
+        let counts = self.weighted(loss, counts);
+        let value = loss.evaluate(&stats, &rows, &counts, Some(&self.draws())).unwrap();
         value.total.backward();
         let or_zero = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
         Outcome {
