@@ -11,4 +11,5 @@
 mod plain;
 
 mod files;
+mod scores;
 mod token;
