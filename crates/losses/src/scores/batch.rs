@@ -231,7 +231,6 @@ impl Sum for ScoreCounts {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
 
     use super::*;
     use crate::scores::{BestChoice, BradleyTerry, Loss, Pointwise, ScoreLoss};

@@ -57,8 +57,7 @@ pub trait ScoreLoss: Described {
         self.check()?;
         let values = self.values(scores)?;
         let own = ScoreCounts::of(scores);
-        // Not `>`: a NaN must not pass.
-        if !(own.answers <= counts.answers) {
+        if counts.answers.is_nan() || own.answers > counts.answers {
             return Err(Error::input(
                 "counts",
                 format!("sizes of the whole batch, at least this part's {own:?}"),
