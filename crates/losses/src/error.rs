@@ -96,3 +96,22 @@ pub(crate) fn smoothing(name: &'static str, value: f64) -> Option<Error> {
         range: "a number from 0 up to, but not, 0.5",
     })
 }
+
+/// How far below 1 a ratio may fall: it is never below 0 anyway.
+pub(crate) fn clip_low(name: &'static str, value: f64) -> Option<Error> {
+    (!(value > 0.0 && value <= 1.0)).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0, at most 1",
+    })
+}
+
+/// A bound that must lie above 1, where ratios start.
+pub(crate) fn above_one(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value.is_finite() && value > 1.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a finite number above 1",
+    })
+}
