@@ -33,6 +33,7 @@
 //! ```
 
 mod card;
+mod catalog;
 mod completions;
 mod error;
 mod op;
@@ -45,6 +46,7 @@ pub mod token;
 mod value;
 
 pub use card::{Card, Described};
+pub use catalog::{Entry, Family, families, page};
 pub use completions::{CompletionRows, Completions};
 pub use error::{Error, Result};
 pub use op::{Needs, TokenOp, TokenStats};

@@ -1,0 +1,172 @@
+//! The table of all losses, made from the registries.
+
+use crate::{Card, Needs, paired, token};
+
+/// A family: losses over the same kind of feedback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Family {
+    /// The module.
+    pub name: &'static str,
+    /// What its losses learn from.
+    pub feedback: &'static str,
+    /// Its losses, in alphabetical order.
+    pub losses: Vec<Entry>,
+}
+
+/// A loss in the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it says about itself.
+    pub card: Card,
+    /// What some setting of it needs beyond the log-probabilities of the policy.
+    pub needs: Vec<&'static str>,
+}
+
+/// One entry per name, with the needs of all of its samples.
+fn entries<L>(names: &[&str], samples: &[L], line: impl Fn(&L) -> (Card, Vec<&'static str>)) -> Vec<Entry> {
+    let lines: Vec<_> = samples.iter().map(line).collect();
+    let mut entries = Vec::new();
+    for name in names {
+        let mut own = lines.iter().filter(|(card, _)| card.name == *name).peekable();
+        let Some((card, _)) = own.peek() else { continue };
+        let card = *card;
+        let mut needs = Vec::new();
+        for need in own.flat_map(|(_, needs)| needs) {
+            if !needs.contains(need) {
+                needs.push(*need);
+            }
+        }
+        entries.push(Entry { card, needs });
+    }
+    entries
+}
+
+/// What is asked of the op, in words.
+fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
+    [
+        (needs.target_logit, "target logit"),
+        (needs.top_k > 0, "largest logits"),
+        (needs.log1m_p, "log(1 − p)"),
+        (draws > 0, "a draw per token"),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, what)| wanted.then_some(what))
+}
+
+/// All families with all their losses.
+///
+/// ```
+/// let families = unsay_losses::families();
+/// let token = families.iter().find(|family| family.name == "token").unwrap();
+/// assert!(token.losses.iter().any(|loss| loss.card.name == "cringe"));
+/// ```
+pub fn families() -> Vec<Family> {
+    vec![
+        Family {
+            name: "token",
+            feedback: "tokens of completions that are each positive, negative or unlabelled",
+            losses: entries(token::Loss::NAMES, &token::Loss::samples(), |loss| {
+                let needs = of_the_op(loss.needs(), loss.draws_per_row());
+                (loss.card(), needs.collect())
+            }),
+        },
+        Family {
+            name: "paired",
+            feedback: "a chosen and a rejected completion of one prompt",
+            losses: entries(paired::Loss::NAMES, &paired::Loss::samples(), |loss| {
+                let own = [
+                    (loss.uses_reference(), "reference"),
+                    (loss.couples_pairs(), "the whole batch at once"),
+                    (loss.baseline().is_some(), "a whole-batch baseline"),
+                ];
+                let own = own.into_iter().filter_map(|(wanted, what)| wanted.then_some(what));
+                let needs = own.chain(of_the_op(loss.needs(), loss.draws_per_row()));
+                (loss.card(), needs.collect())
+            }),
+        },
+    ]
+}
+
+/// The table as a page: `docs/losses.md`.
+pub fn page() -> String {
+    let mut out = String::from(PREFACE);
+    for family in families() {
+        out += &format!("\n## `{}`: {}\n\n", family.name, family.feedback);
+        out += "| loss | what | value | on negatives | needs | source |\n|---|---|---|---|---|---|\n";
+        for Entry { card, needs } in &family.losses {
+            let needs = if needs.is_empty() {
+                "–".to_owned()
+            } else {
+                needs.join(", ")
+            };
+            out += &format!(
+                "| `{}` | {} | {} | {} | {needs} | {} |\n",
+                card.name,
+                cell(card.summary),
+                cell(card.formula),
+                cell(card.on_negatives),
+                cell(card.source)
+            );
+        }
+    }
+    out
+}
+
+/// Text as it can stand in a table's cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+const PREFACE: &str = "\
+# Losses
+
+<!-- Made from the registries by `unsay list losses --page`; a test compares. -->
+
+Every objective, by the feedback it learns from. Each is one file, `crates/losses/src/<family>/<loss>.rs`, whose
+documentation has formula, shapes, ranges, reference and where it differs from the paper; `cargo doc --no-deps --open -p
+unsay-losses` shows it. *On negatives* says which way a rejected completion is pushed, and whether the push is bounded.
+*Needs* says what it reads beyond the policy's log-probabilities.
+
+`z` are logits, `p` probabilities, `y` the target token, `σ` the logistic function, `α`, `β`, `γ`, `ε` parameters. For whole
+completions `c` and `r` are the log-ratios to the reference, `log π(y) − log π_ref(y)`, of the chosen (desirable) and the
+rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_registered_loss_is_in_the_table_once_and_complete() {
+        let mut names = Vec::new();
+        for family in families() {
+            assert!(!family.losses.is_empty() && !family.feedback.is_empty());
+            for Entry { card, .. } in family.losses {
+                let texts = [card.name, card.summary, card.formula, card.on_negatives, card.source];
+                assert!(
+                    texts.iter().all(|text| !text.is_empty() && !text.contains('\n')),
+                    "{card:?}"
+                );
+                names.push(card.name);
+            }
+        }
+        assert_eq!(names.len(), token::Loss::NAMES.len() + paired::Loss::NAMES.len());
+        let n = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), n, "a name stands for one loss");
+    }
+
+    #[test]
+    fn needs_of_all_samples_are_joined_and_cells_are_escaped() {
+        let families = families();
+        let cringe = families[0].losses.iter().find(|loss| loss.card.name == "cringe");
+        let needs = cringe.map(|loss| loss.needs.clone());
+        assert_eq!(
+            needs.as_deref(),
+            Some(["target logit", "largest logits", "a draw per token"].as_slice())
+        );
+        assert_eq!(cell("a|b"), "a\\|b");
+        assert!(page().contains("| `nll` |"));
+    }
+}
