@@ -49,7 +49,7 @@ pub use card::{Card, Described};
 pub use catalog::{Entry, Family, families, page};
 pub use completions::{CompletionRows, Completions};
 pub use error::{Error, Result};
-pub use op::{Needs, TokenOp, TokenStats};
+pub use op::{Fused, Kl, Needs, TokenOp, TokenStats};
 pub use rows::{TokenCounts, TokenRows, token_metrics};
 pub use running_mean::RunningMean;
 pub use value::LossValue;

@@ -1,7 +1,7 @@
 //! Whose token each row is, and how many there are of each kind.
 
 use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::ops::{Add, AddAssign, Range};
 
 use tch::{Device, Kind, Tensor};
 
@@ -59,6 +59,23 @@ impl TokenRows {
             label: Tensor::f_from_slice(&label)?.f_to_device(device)?,
             is_eos: Tensor::f_from_slice(is_eos)?.f_to_device(device)?,
             n_examples: labels.len() as i64,
+        })
+    }
+
+    /// Some neighbouring rows; the examples keep their numbers.
+    ///
+    /// **Errors**: [`Error::Input`] when there are no such rows.
+    pub fn narrow(&self, rows: Range<i64>) -> Result<Self> {
+        let n = self.example.size().first().copied().unwrap_or(0);
+        if rows.start < 0 || rows.start > rows.end || rows.end > n {
+            return Err(Error::input("rows", format!("a part of 0..{n}"), format!("{rows:?}")));
+        }
+        let part = |t: &Tensor| t.f_narrow(0, rows.start, rows.end - rows.start);
+        Ok(TokenRows {
+            example: part(&self.example)?,
+            label: part(&self.label)?,
+            is_eos: part(&self.is_eos)?,
+            n_examples: self.n_examples,
         })
     }
 

@@ -8,29 +8,81 @@
 
 use tch::{Device, Kind, Tensor};
 use unsay_losses::token::Loss;
-use unsay_losses::{LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
+use unsay_losses::{Kl, LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
+
+/// What some stats are about, beside the logits and the targets.
+#[derive(Default)]
+pub struct Given<'a> {
+    /// `[N, C]`, -1 for none.
+    pub candidates: Option<&'a Tensor>,
+    /// `[N, V]` logits of the reference.
+    pub reference: Option<&'a Tensor>,
+}
+
+/// Stats of full logits `[N, V]`, left in the autograd graph, as far as they need nothing else.
+pub fn stats(logits: &Tensor, targets: &Tensor, needs: &Needs) -> TokenStats {
+    stats_of(logits, targets, needs, &Given::default())
+}
 
 /// Stats of full logits `[N, V]`, left in the autograd graph.
-pub fn stats(logits: &Tensor, targets: &Tensor, needs: &Needs) -> TokenStats {
+pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given) -> TokenStats {
+    let sum = |t: &Tensor| t.sum_dim_intlist([-1i64].as_slice(), false, None);
     let column = targets.unsqueeze(1);
     let target_logit = logits.gather(1, &column, false).squeeze_dim(1);
-    let logp = logits.log_softmax(-1, None).gather(1, &column, false).squeeze_dim(1);
-    let others = logits
-        .scatter_value(1, &column, f64::NEG_INFINITY)
-        .logsumexp([-1i64].as_slice(), false);
-    let log1m_p = others - logits.logsumexp([-1i64].as_slice(), false);
+    let all = logits.log_softmax(-1, None);
+    let p = all.exp();
+    let log_sum_exp = logits.logsumexp([-1i64].as_slice(), false);
+    let log1m_p = |column: &Tensor| {
+        let others = logits
+            .scatter_value(1, column, f64::NEG_INFINITY)
+            .logsumexp([-1i64].as_slice(), false);
+        others - &log_sum_exp
+    };
     let (top_logits, top_ids) = logits.topk(needs.top_k.max(1) as i64, -1, true, true);
+    let asked = needs.candidates || needs.candidate_log1m_p;
+    let candidates = given.candidates.filter(|_| asked);
+    let of_candidates = |wanted: bool, of: &dyn Fn(&Tensor) -> Tensor, none: f64| {
+        candidates.filter(|_| wanted).map(|ids| {
+            let columns: Vec<Tensor> = (0..ids.size()[1])
+                .map(|c| of(&ids.narrow(1, c, 1).clamp_min(0)))
+                .collect();
+            Tensor::stack(&columns, 1).masked_fill(&ids.lt(0), none)
+        })
+    };
+    let kl = needs.kl.zip(given.reference).map(|(kl, reference)| {
+        let theirs = reference.log_softmax(-1, None);
+        match kl {
+            Kl::Forward => sum(&(theirs.exp() * (&theirs - &all))),
+            Kl::Reverse => sum(&(&p * (&all - &theirs))),
+        }
+    });
+    let off_target = || {
+        let squares = (logits.sigmoid() - 0.5).square();
+        let others = squares.scatter_value(1, &column, 0.0);
+        sum(&others) / (logits.size()[1] - 1)
+    };
     TokenStats {
-        targets: targets.shallow_clone(),
-        correct: target_logit.ge_tensor(&logits.amax([-1i64].as_slice(), false)),
-        logp,
-        target_logit: needs.target_logit.then_some(target_logit),
-        log1m_p: needs.log1m_p.then_some(log1m_p),
+        target_logit: needs.target_logit.then(|| target_logit.shallow_clone()),
+        log1m_p: needs.log1m_p.then(|| log1m_p(&column)),
         top_logits: (needs.top_k > 0).then_some(top_logits),
         top_ids: (needs.top_k > 0).then_some(top_ids),
-        collision: needs
-            .collision
-            .then(|| (logits.log_softmax(-1, None) * 2.0).logsumexp([-1i64].as_slice(), false)),
+        log_sum_exp: needs.log_sum_exp.then(|| log_sum_exp.shallow_clone()),
+        entropy: needs.entropy.then(|| -sum(&(&p * &all))),
+        collision: needs.collision.then(|| sum(&p.square()).log().detach()),
+        kl,
+        candidate_ids: candidates.map(Tensor::shallow_clone),
+        candidate_logits: of_candidates(
+            needs.candidates,
+            &|column| logits.gather(1, column, false).squeeze_dim(1),
+            f64::NEG_INFINITY,
+        ),
+        candidate_log1m_p: of_candidates(needs.candidate_log1m_p, &log1m_p, 0.0),
+        off_target: needs.off_target.then(off_target),
+        ..TokenStats::new(
+            targets.shallow_clone(),
+            all.gather(1, &column, false).squeeze_dim(1),
+            target_logit.ge_tensor(&logits.amax([-1i64].as_slice(), false)),
+        )
     }
 }
 
