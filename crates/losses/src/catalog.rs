@@ -1,6 +1,6 @@
 //! The table of all losses, made from the registries.
 
-use crate::{Card, Needs, paired, token};
+use crate::{Card, Needs, director, paired, token};
 
 /// A family: losses over the same kind of feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,7 @@ fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
         (needs.target_logit, "target logit"),
         (needs.top_k > 0, "largest logits"),
         (needs.log1m_p, "log(1 − p)"),
+        (needs.off_target, "logits of the other tokens"),
         (draws > 0, "a draw per token"),
     ]
     .into_iter()
@@ -81,6 +82,15 @@ pub fn families() -> Vec<Family> {
                 ];
                 let own = own.into_iter().filter_map(|(wanted, what)| wanted.then_some(what));
                 let needs = own.chain(of_the_op(loss.needs(), loss.draws_per_row()));
+                (loss.card(), needs.collect())
+            }),
+        },
+        Family {
+            name: "director",
+            feedback: "tokens of labelled completions, with a second head that judges every next token",
+            losses: entries(director::Loss::NAMES, &director::Loss::samples(), |loss| {
+                let second = std::iter::once("a second head");
+                let needs = second.chain(of_the_op(loss.classifier_needs(), 0));
                 (loss.card(), needs.collect())
             }),
         },
@@ -150,7 +160,8 @@ mod tests {
                 names.push(card.name);
             }
         }
-        assert_eq!(names.len(), token::Loss::NAMES.len() + paired::Loss::NAMES.len());
+        let registered = [token::Loss::NAMES, paired::Loss::NAMES, director::Loss::NAMES].concat();
+        assert_eq!(names, registered);
         let n = names.len();
         names.sort_unstable();
         names.dedup();

@@ -35,9 +35,11 @@
 mod card;
 mod catalog;
 mod completions;
+pub mod director;
 mod error;
 mod op;
 pub mod paired;
+pub mod policy;
 mod registry;
 mod rows;
 mod running_mean;

@@ -107,21 +107,17 @@ impl LanguageObjective {
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
         let embedding = self.decoder.output_embedding();
         let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
-        let stats = op.forward()?;
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
-        let value = self
-            .loss
-            .evaluate(&stats, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
-        sums.add_loss(&value.total, &value.per_example)?;
-        for (name, term) in &value.terms {
+        let fused = op.fused_loss(&*self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
+        sums.add_loss(&fused.value.total, &fused.value.per_example)?;
+        for (name, term) in &fused.value.terms {
             sums.add_term(name, term)?;
         }
-        for (name, metric) in token_metrics(&stats, &rows, counts)? {
+        for (name, metric) in token_metrics(&fused.stats, &rows, counts)? {
             sums.add_metric(short(name), &metric)?;
         }
-        if train && value.total.requires_grad() {
-            value.total.f_backward()?;
-            op.surrogate(&stats)?.f_backward()?;
+        if train {
+            fused.backward()?;
         }
         Ok(())
     }

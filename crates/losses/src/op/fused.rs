@@ -119,7 +119,7 @@ impl TokenOp {
     /// **Errors**: those of [`TokenOp::fused`] and of [`TokenLoss::evaluate`].
     pub fn fused_loss(
         &self,
-        loss: &impl TokenLoss,
+        loss: &(impl TokenLoss + ?Sized),
         rows: &TokenRows,
         counts: &TokenCounts,
         draws: Option<&Tensor>,

@@ -10,6 +10,8 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod director;
 mod files;
+mod kl;
 mod scores;
 mod token;
