@@ -13,5 +13,6 @@ mod plain;
 mod director;
 mod files;
 mod kl;
+mod policy;
 mod scores;
 mod token;
