@@ -99,8 +99,8 @@ impl Deviation {
 /// **On negatives**: a completion below the mean of the others gets a negative advantage; those of a group add up to 0.
 ///
 /// **Reference**: A. Ahmadian, C. Cremer, M. Gallé, M. Fadaee, J. Kreutzer, O. Pietquin, A. Üstün, S. Hooker, "Back to
-/// basics: Revisiting REINFORCE-style optimization for learning from human feedback in LLMs", 2024, §3.2; W. Kool, H. van
-/// Hoof, M. Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019, eq. 8.
+/// basics: Revisiting REINFORCE-style optimization for learning from human feedback in LLMs", 2024; W. Kool, H. van
+/// Hoof, M. Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019.
 ///
 /// **Differs from the paper**: no; NaN as in TRL. A penalty on leaving the reference is part of the reward and is to be
 /// subtracted before.

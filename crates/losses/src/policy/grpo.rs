@@ -25,7 +25,7 @@ use crate::{Card, Described, Error, Result};
 /// **Reference**: Z. Shao et al., "DeepSeekMath: Pushing the limits of mathematical reasoning in open language models",
 /// 2024, eq. 3; two bounds: Q. Yu et al., "DAPO: An open-source LLM reinforcement learning system at scale", 2025, eq. 10;
 /// `delta`: Prime Intellect Team, "INTELLECT-2: A reasoning model trained through globally decentralized reinforcement
-/// learning", 2025, §3.4.
+/// learning", 2025.
 ///
 /// **Differs from the paper**: its penalty on leaving the reference is `kl` of the [`Objective`](super::Objective), `k3`
 /// there, and its mean is [`Aggregate::SequenceMean`](super::Aggregate::SequenceMean). Log-ratios above 40 are held there, as

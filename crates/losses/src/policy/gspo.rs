@@ -26,7 +26,7 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Differs from the paper**: the mean over completions of eq. 5 is
 /// [`Aggregate::SequenceMean`](super::Aggregate::SequenceMean); others are allowed, as in TRL. Mean log-ratios above 40 are
-/// held there.
+/// held there, with no gradient.
 ///
 /// ```
 /// use tch::{Device, Tensor};

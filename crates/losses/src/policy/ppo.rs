@@ -25,10 +25,10 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Reference**: J. Schulman, F. Wolski, P. Dhariwal, A. Radford, O. Klimov, "Proximal policy optimization algorithms",
 /// 2017, eq. 7; two bounds: Q. Yu et al., "DAPO: An open-source LLM reinforcement learning system at scale", 2025, eq. 10;
-/// dual clip: D. Ye et al., "Mastering complex control in MOBA games with deep reinforcement learning", 2020, eq. 5.
+/// dual clip: D. Ye et al., "Mastering complex control in MOBA games with deep reinforcement learning", 2020.
 ///
-/// **Differs from the paper**: log-ratios above 40 are held there, so that value and gradient stay finite; without
-/// `dual_clip` this concerns only bad tokens that became `e^40` times likelier. OpenRLHF and verl clamp log-ratios at ±20,
+/// **Differs from the paper**: log-ratios above 40 are held there, where the gradient is zero, so that both stay finite;
+/// this concerns only bad tokens that became `e^40` times likelier. OpenRLHF and verl clamp log-ratios at ±20,
 /// which is `log_ratio_clamp: 20`, and verl always has `dual_clip: 3`. TRL 0.11 multiplies the loss of a batch by 0 when
 /// its mean ratio exceeds 10; that is not done here, the mean is the term `ratio`. HALOs adds a multiple of the mean
 /// log-ratio, which is `kl` with `k1` and the sampling policy as the reference.

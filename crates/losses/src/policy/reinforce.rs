@@ -20,7 +20,7 @@ use crate::{Card, Described, Error, Result};
 /// is: the value has no lower bound. Only the first step after sampling follows the gradient of the expected reward.
 ///
 /// **Reference**: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement
-/// learning", 1992, eq. 4.
+/// learning", 1992, theorem 1.
 ///
 /// **Differs from the paper**: no.
 ///
@@ -47,7 +47,7 @@ impl Described for Reinforce {
             summary: "log-probability of each token weighted by its advantage",
             formula: "−A log π(y)",
             on_negatives: "A < 0: down, without a bound",
-            source: "Williams 1992, eq. 4",
+            source: "Williams 1992, theorem 1",
         }
     }
 

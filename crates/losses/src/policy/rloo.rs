@@ -23,10 +23,11 @@ use crate::{Card, Described, Error, Result};
 /// `ρ < 1 − ε₋`; above, the push grows with `ρ` without a bound.
 ///
 /// **Reference**: A. Ahmadian, C. Cremer, M. Gallé, M. Fadaee, J. Kreutzer, O. Pietquin, A. Üstün, S. Hooker, "Back to
-/// basics: Revisiting REINFORCE-style optimization for learning from human feedback in LLMs", 2024, §3.2 (advantage).
+/// basics: Revisiting REINFORCE-style optimization for learning from human feedback in LLMs", 2024.
 ///
 /// **Differs from the paper**: the paper takes one step per batch and has no ratio; there `ρ = 1` and the gradient is the
-/// same, `−A ∇ log π(y)`. Ratio and clipping are those of TRL. Log-ratios above 40 are held there.
+/// same, `−A ∇ log π(y)`. Ratio and clipping are those of TRL. Log-ratios of completions above 40 are held there,
+/// with no gradient: a bad completion that became `e^40` times likelier is no longer pushed.
 ///
 /// ```
 /// use tch::{Device, Tensor};
@@ -59,7 +60,7 @@ impl Described for Rloo {
             summary: "ratio of each whole completion to the sampling policy, clipped",
             formula: "max(−A ρ, −A clip(ρ, 1 − ε₋, 1 + ε₊)), ρ = π(y)/π_old(y)",
             on_negatives: "A < 0: down until ρ < 1 − ε₋; unbounded above",
-            source: "Ahmadian et al. 2024, §3.2",
+            source: "Ahmadian et al. 2024",
         }
     }
 

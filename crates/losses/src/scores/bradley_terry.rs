@@ -26,7 +26,7 @@ use crate::{Card, Described, Error, Result};
 /// models: N. Stiennon, L. Ouyang, J. Wu, D. M. Ziegler, R. Lowe, C. Voss, A. Radford, D. Amodei, P. Christiano, "Learning
 /// to summarize from human feedback", 2020, §3.4; margins: H. Touvron et al., "Llama 2: Open foundation and fine-tuned
 /// chat models", 2023, eq. 2; centring: J. Eisenstein et al., "Helping or herding? Reward model ensembles mitigate but do
-/// not eliminate reward hacking", 2023, §2.
+/// not eliminate reward hacking", 2023.
 ///
 /// **Differs from the paper**: no. A released variant computes `log(1 + exp(r_l − r_w))`, which overflows.
 ///
