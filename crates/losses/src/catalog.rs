@@ -1,6 +1,6 @@
 //! The table of all losses, made from the registries.
 
-use crate::{Card, Needs, director, paired, ranked, token, unpaired};
+use crate::{Card, Needs, director, paired, policy, ranked, scores, token, unpaired};
 
 /// A family: losses over the same kind of feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +120,26 @@ pub fn families() -> Vec<Family> {
                 (loss.card(), needs.into_iter().collect())
             }),
         },
+        Family {
+            name: "scores",
+            feedback: "scores of completions, labelled or compared with each other",
+            losses: entries(scores::Loss::NAMES, &scores::Loss::samples(), |loss| {
+                let feedback = match loss.feedback() {
+                    scores::Feedback::Labels => "a label per score",
+                    scores::Feedback::Pairs => "scores of a chosen and a rejected completion",
+                    scores::Feedback::Choices => "scores of several completions and which is best",
+                };
+                (loss.card(), vec![feedback])
+            }),
+        },
+        Family {
+            name: "policy",
+            feedback: "completions that the policy sampled, with an advantage per token",
+            losses: entries(policy::Loss::NAMES, &policy::Loss::samples(), |loss| {
+                let whole = loss.per_completion().then_some("the mean over completions");
+                (loss.card(), whole.into_iter().collect())
+            }),
+        },
     ]
 }
 
@@ -165,7 +185,8 @@ unsay-losses` shows it. *On negatives* says which way a rejected completion is p
 
 `z` are logits, `p` probabilities, `y` the target token, `σ` the logistic function, `α`, `β`, `γ`, `ε` parameters. For whole
 completions `c` and `r` are the log-ratios to the reference, `log π(y) − log π_ref(y)`, of the chosen (desirable) and the
-rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens.
+rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens. For sampled completions `A` is an
+advantage and `ρ` the ratio of the policy to the one that sampled; `r_w`, `r_l` and `x` are scores.
 ";
 
 #[cfg(test)]
@@ -192,6 +213,8 @@ mod tests {
             paired::Loss::NAMES,
             unpaired::Loss::NAMES,
             ranked::Loss::NAMES,
+            scores::Loss::NAMES,
+            policy::Loss::NAMES,
         ];
         assert_eq!(names, registered.concat());
         let n = names.len();
