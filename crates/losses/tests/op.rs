@@ -604,6 +604,43 @@ fn kept_and_recomputed_chunks_meet() {
     assert!(kept.iter().all(|g| g.abs() > 1e-3));
 }
 
+/// States so wide that single logits are walked over two at a time, the target of one row among the largest of it.
+#[test]
+fn single_logits_come_in_portions() {
+    tch::set_num_threads(1);
+    let (n, v, d) = (3i64, 4i64, 3i64 << 20);
+    let wave = |rows: i64, speed: f64| {
+        let line = Tensor::linspace(0.0, speed, rows * d, (Kind::Float, Device::Cpu));
+        (line.sin() * 1e-3).view([rows, d]).set_requires_grad(true)
+    };
+    let targets = Tensor::from_slice(&[1i64, 3, 3]);
+    let needs = Needs {
+        top_k: 2,
+        target_logit: true,
+        ..Needs::default()
+    };
+    let mut gradients = Vec::new();
+    for through_op in [true, false] {
+        let (hidden, embedding) = (wave(n, 9e4), wave(v, 7e4));
+        let op = TokenOp::new(&hidden, &embedding, &targets, &needs).unwrap();
+        let stats = match through_op {
+            true => op.forward().unwrap(),
+            false => plain::stats(&hidden.matmul(&embedding.tr()), &targets, &needs),
+        };
+        let weights = Tensor::from_slice(&[1.0f32, -2.0, 3.0]);
+        let value = (stats.target_logit.as_ref().unwrap() * &weights).sum(Kind::Float)
+            + (stats.top_logits.as_ref().unwrap() * weights.unsqueeze(1)).sum(Kind::Float) * 0.5;
+        value.backward();
+        if through_op {
+            op.surrogate(&stats).unwrap().backward();
+        }
+        gradients.push((hidden.grad() * 1e3, embedding.grad() * 1e3));
+    }
+    assert!(difference(&gradients[0].0, &gradients[1].0) < 1e-5);
+    assert!(difference(&gradients[0].1, &gradients[1].1) < 1e-5);
+    assert!(gradients[0].1.abs().max().double_value(&[]) > 1.0);
+}
+
 #[test]
 fn the_one_pass_equals_the_two_for_every_token_loss() {
     let mut compared = 0;

@@ -166,3 +166,41 @@ impl TokenOp {
         self.embedding.size()[0]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// What costs memory and changes no number: only here it can be seen.
+    #[test]
+    fn chunks_and_what_is_kept_of_them_have_a_size() {
+        let zeros = |rows: i64| Tensor::zeros([rows, 1], (Kind::Float, Device::Cpu));
+        let op = |v: i64, trained: bool| {
+            let targets = Tensor::zeros([20], (Kind::Int64, Device::Cpu));
+            let hidden = zeros(20).set_requires_grad(trained);
+            TokenOp::new(&hidden, &zeros(v), &targets, &Needs::default()).unwrap()
+        };
+        assert_eq!(op(1 << 20, true).chunk_rows, 8);
+        assert_eq!(op(1 << 10, true).chunk_rows, 20);
+        assert_eq!(op(9 << 20, true).chunk_rows, 1);
+        assert_eq!(op(1 << 20, true).with_chunk_rows(0).chunk_rows, 1);
+        assert_eq!(op(1 << 20, true).with_chunk_rows(usize::MAX).chunk_rows, 20);
+
+        // Chunks of 8, 8 and 4 million logits: two are as many as may be kept.
+        for (trained, kept) in [(true, 2), (false, 0)] {
+            let op = op(1 << 20, trained);
+            let stats = op.forward().unwrap();
+            assert_eq!(op.kept.borrow().len(), kept);
+            if trained {
+                stats.logp.sum(Kind::Float).backward();
+                op.surrogate(&stats).unwrap().backward();
+                assert!(op.kept.borrow().is_empty());
+            }
+        }
+        // Kept logits are those of the old temperature.
+        let op = op(1 << 20, true);
+        op.forward().unwrap();
+        assert!(op.with_temperature(2.0).unwrap().kept.borrow().is_empty());
+    }
+}
