@@ -97,6 +97,9 @@ pub struct ListArgs {
     /// What to list
     #[arg(value_enum)]
     pub what: commands::list::What,
+    /// Of losses: the page docs/losses.md, with formulas and sources
+    #[arg(long)]
+    pub page: bool,
 }
 
 /// What to complete.

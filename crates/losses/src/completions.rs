@@ -82,6 +82,25 @@ impl CompletionRows {
         Ok(self.table(per_row)?.f_sum_dim_intlist([1i64].as_slice(), false, None)?)
     }
 
+    /// `[N]` each completion's value of `[B]` for every row of it; keeps the graph.
+    ///
+    /// **Errors**: [`Error::Input`] for another number of completions.
+    pub(crate) fn spread(&self, per_completion: &Tensor) -> Result<Tensor> {
+        let b = self.lengths.len() as i64;
+        if per_completion.size() != [b] {
+            let got = format!("{:?}", per_completion.size());
+            return Err(Error::input("values per completion", format!("[{b}]"), got));
+        }
+        // By way of the table, as every place of it is read once: the gradient is a sum in one fixed order.
+        let table = per_completion.f_unsqueeze(1)?.f_expand([b, self.longest()], false)?;
+        Ok(table.f_reshape([-1])?.f_gather(0, &self.slot, false)?)
+    }
+
+    /// Where the rows live.
+    pub(crate) fn device(&self) -> Device {
+        self.slot.device()
+    }
+
     /// `[B]` the numbers of tokens, in a floating-point kind.
     pub(crate) fn tokens(&self, kind: Kind) -> Result<Tensor> {
         Ok(Tensor::f_from_slice(&self.lengths)?
@@ -227,6 +246,22 @@ impl Completions {
         })
     }
 
+    /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
+    /// there is none; its mean per token where `per_token`. No graph.
+    ///
+    /// **Errors**: as [`Completions::log_ratio`].
+    pub(crate) fn reward(&self, beta: f64, uses_reference: bool, per_token: bool) -> Result<Tensor> {
+        let logp = match uses_reference {
+            true => self.log_ratio()?,
+            false => self.logp.shallow_clone(),
+        };
+        let logp = match per_token {
+            true => logp.f_div(&self.tokens)?,
+            false => logp,
+        };
+        Ok(logp.f_detach()?.f_mul_scalar(beta)?)
+    }
+
     /// The same completions with means per token in place of sums: policy, reference and the loss's own term.
     pub(crate) fn per_token(self) -> Result<Self> {
         let mean = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.f_div(&self.tokens)).transpose();
@@ -261,6 +296,20 @@ mod tests {
             .sum(Kind::Double)
             .backward();
         assert_eq!(numbers(&values.grad()), [1.0, 1.0, 10.0, 100.0, 100.0, 100.0]);
+    }
+
+    #[test]
+    fn a_value_per_completion_is_spread_over_its_rows_and_collects_their_gradients() {
+        let rows = CompletionRows::new(&[2, 1, 3], Device::Cpu).unwrap();
+        let values = Tensor::from_slice(&[1.0f64, 2.0, 3.0]).set_requires_grad(true);
+        let spread = rows.spread(&values).unwrap();
+        assert_eq!(numbers(&spread), [1.0, 1.0, 2.0, 3.0, 3.0, 3.0]);
+        (spread * Tensor::from_slice(&[1.0f64, 10.0, 5.0, 1.0, 2.0, 3.0]))
+            .sum(Kind::Double)
+            .backward();
+        assert_eq!(numbers(&values.grad()), [11.0, 5.0, 6.0]);
+        let error = rows.spread(&values.narrow(0, 0, 2)).unwrap_err().to_string();
+        assert_eq!(error, "values per completion: expected [3], got [2]");
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use unsay_losses::token::Loss;
 
 use crate::cli::{ListArgs, print};
 use crate::manifest::Manifest;
@@ -13,7 +12,7 @@ use crate::manifest::Manifest;
 /// What can be listed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum What {
-    /// Objectives for `arms.NAME.train.loss`
+    /// Objectives, by family; those of the family `token` go to `arms.NAME.train.loss`
     Losses,
     /// Measures for `evaluate.measures`
     Measures,
@@ -27,10 +26,13 @@ pub enum What {
 pub fn list(args: &ListArgs) -> Result<ExitCode> {
     let mut out = String::new();
     match args.what {
+        What::Losses if args.page => out = unsay_losses::page(),
+        _ if args.page => anyhow::bail!("`--page` is for `unsay list losses`"),
         What::Losses => {
-            for name in Loss::NAMES {
-                if let Some(loss) = Loss::samples().iter().find(|l| l.name() == *name) {
-                    let _ = writeln!(out, "{name:<16} {}", loss.card().summary);
+            for family in unsay_losses::families() {
+                let _ = writeln!(out, "{}: {}", family.name, family.feedback);
+                for loss in family.losses {
+                    let _ = writeln!(out, "  {:<26} {}", loss.card.name, loss.card.summary);
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::{Card, Described, Error, Result};
 /// DPO, and with label smoothing its conservative form cDPO.
 ///
 /// `L = −(1 − ε) log σ(β h) − ε log σ(−β h)` with `h = c − r`, `c` and `r` the log-ratios of the chosen and the rejected
-/// completion to the reference.
+/// completion to the reference. With [`Logps::Mean`](super::Logps::Mean) it is length-normalised DPO.
 ///
 /// **Shapes**: see [`PairedLoss::values`].
 ///

@@ -23,7 +23,7 @@ use crate::{Card, Described, Error, Result};
 /// **Reference**: T. Liu, Y. Zhao, R. Joshi, M. Khalman, M. Saleh, P. J. Liu, J. Liu, "Statistical rejection sampling
 /// improves preference optimization", 2023, the normalised hinge loss.
 ///
-/// **Differs from the paper**: no. SLiC-HF (Y. Zhao et al. 2023), after which TRL names this loss, has no reference
+/// **Differs from the paper**: no. SLiC-HF (Y. Zhao et al. 2023), to which TRL credits this loss, has no reference
 /// and a likelihood term.
 ///
 /// ```

@@ -33,7 +33,7 @@ pub use objective::{Batch, Logps, Objective, Weighting};
 pub use pairs::{Divergence, PairCounts, Pairs};
 
 use crate::registry::registry;
-use crate::{Described, Needs, Result, TokenStats};
+use crate::{Baseline, Described, Needs, Result, TokenStats};
 
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
@@ -58,15 +58,6 @@ registry! {
     Simpo => simpo,
     SlicHf => slic_hf,
     Sppo => sppo,
-}
-
-/// A whole-batch number that a loss subtracts from its rewards; the caller computes it over **all** micro-batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Baseline {
-    /// The running mean of all rewards so far, this batch's included: [`RunningMean`](crate::RunningMean).
-    RunningMeanReward,
-    /// `max(0, mean log-ratio)` of prompts with completions of other prompts.
-    MismatchedKl,
 }
 
 /// A loss over pairs.
@@ -130,19 +121,12 @@ pub trait PairedLoss: Described {
     fn values(&self, pairs: &Pairs) -> Result<Tensor>;
 
     /// `[B]` and `[B]` the implicit rewards of chosen and rejected completions, for the log: `β` times the log-ratio to
-    /// the reference, or `β` times the log-probability where there is none.
+    /// the reference, or `β` times the log-probability where there is none; per token where the loss is.
     ///
     /// **Errors**: as [`PairedLoss::values`].
     fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
-        let reward = |side: &crate::Completions| -> Result<Tensor> {
-            let logp = match (self.uses_reference() && !pairs.reference_free, self.per_token()) {
-                (true, false) => side.log_ratio()?,
-                (true, true) => side.log_ratio()?.f_div(&side.tokens)?,
-                (false, false) => side.logp.shallow_clone(),
-                (false, true) => side.mean_logp()?,
-            };
-            Ok(logp.f_detach()?.f_mul_scalar(self.beta())?)
-        };
+        let uses_reference = self.uses_reference() && !pairs.reference_free;
+        let reward = |side: &crate::Completions| side.reward(self.beta(), uses_reference, self.per_token());
         Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
     }
 

@@ -15,11 +15,11 @@ pub enum Logps {
     /// Their sum.
     #[default]
     Sum,
-    /// Their mean: length-normalised preference losses. It changes the meaning of `beta`.
+    /// Their mean: length-normalised preference losses, such as TRL's `sigmoid_norm`. It changes the meaning of `beta`.
     Mean,
     /// Their sum, with the tokens beyond the length of the pair's shorter completion weighted by `alpha`:
     /// W. Liu, Y. Bai, C. Han, R. Weng, J. Xu, X. Cao, J. Wang, X. Cai, "Length desensitization in direct preference
-    /// optimization", 2024, eq. 10.
+    /// optimization", 2024, eq. 10. TRL 0.24 weights the policy alone.
     Ld {
         /// In `[0, 1]`; 1 is the sum.
         alpha: f64,
@@ -126,7 +126,7 @@ impl Objective {
             _ => {}
         }
         if self.divergence != Divergence::ReverseKl && !self.loss.takes_divergence() {
-            let range = "`reverse_kl`, as the loss is not made of log-ratios or fixes their meaning";
+            let range = "`reverse_kl`, as the loss is not one of the difference of two log-ratios";
             refuse("divergence", format!("{:?}", self.divergence), range);
         }
         if self.weighting != Weighting::None && self.loss.couples_pairs() {
@@ -150,9 +150,10 @@ impl Objective {
 
     /// What it reads from the op.
     pub fn needs(&self) -> Needs {
+        let own = self.loss.needs();
         Needs {
-            collision: self.weighting != Weighting::None,
-            ..self.loss.needs()
+            collision: own.collision || self.weighting != Weighting::None,
+            ..own
         }
     }
 

@@ -10,6 +10,15 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod causal;
+mod director;
 mod files;
+mod kl;
+mod policy;
+mod ranked;
+mod repetition;
+mod scores;
 mod token;
+mod unpaired;
+mod with_reference;
 mod without_reference;

@@ -1,0 +1,186 @@
+//! One pass for losses that are sums over rows.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::backward::{Gradients, HandOn};
+use super::pulls::Pulls;
+use super::reduce::Softmax;
+use super::rows::Pick;
+use super::{TokenOp, TokenStats};
+use crate::token::TokenLoss;
+use crate::{Error, LossValue, Result, TokenCounts, TokenRows};
+
+/// What [`TokenOp::fused`] gives.
+#[derive(Debug)]
+pub struct Fused {
+    /// The value over all rows, without a graph.
+    pub value: LossValue,
+    /// The stats of all rows, without a graph.
+    pub stats: TokenStats,
+    /// Taken by the call that hands them on.
+    gradients: RefCell<HandOn>,
+}
+
+impl Fused {
+    /// Pushes the gradient of `value.total` into the trunk and the embedding.
+    ///
+    /// Does nothing where nothing is trained, or nothing by this loss, and nothing a second time.
+    ///
+    /// **Errors**: only libtorch's.
+    pub fn backward(&self) -> Result<()> {
+        self.gradients.take().backward()
+    }
+
+    /// A scalar whose `backward()` does the same, to be added to other scalars first. Only its gradient means
+    /// anything. `None` where [`backward`](Fused::backward) would do nothing.
+    ///
+    /// **Errors**: only libtorch's.
+    pub fn surrogate(&self) -> Result<Option<Tensor>> {
+        match self.gradients.take() {
+            gradients if gradients.is_empty() => Ok(None),
+            gradients => Ok(Some(gradients.surrogate()?)),
+        }
+    }
+}
+
+impl TokenOp {
+    /// Value and gradient in one pass, for a loss that is a sum over rows.
+    ///
+    /// `loss` is called once per chunk with the chunk's stats and the rows that they belong to, and returns what those
+    /// rows add to the value: whatever it divides by must be a count of the whole batch. Its gradient is
+    /// taken at once and turned into that of the hidden states and the embedding while the chunk's logits are still
+    /// there. So no logits are computed twice and none are kept.
+    ///
+    /// Without anything to train, or under `no_grad`, only the value is computed.
+    ///
+    /// **Errors**: those of [`TokenOp::forward`] and those of `loss`; [`Error::Input`] when `loss` gives another number
+    /// of examples for one chunk than for another.
+    pub fn fused(&self, mut loss: impl FnMut(&TokenStats, Range<i64>) -> Result<LossValue>) -> Result<Fused> {
+        self.check_given()?;
+        let trains = self.trains();
+        let (mut sum, mut chunks, mut into) = (None, Vec::new(), None);
+        for (start, n) in self.ranges(self.rows.len()) {
+            let at = Pick::Range(start, n);
+            let (logits, stats, softmax) = tch::no_grad(|| {
+                let rows = self.rows.pick(&at)?;
+                let logits = self.logits(&rows)?;
+                let (stats, softmax) = self.reduce(&rows, &logits)?;
+                Ok::<_, Error>((logits, stats, softmax))
+            })?;
+            if trains {
+                stats.collect_gradients()?;
+            }
+            let value = loss(&stats, start..start + n)?;
+            // Under `no_grad`, and for rows that the loss leaves out, there is no graph.
+            if trains && value.total.requires_grad() {
+                value.total.f_backward()?;
+                tch::no_grad(|| {
+                    let into = match &mut into {
+                        Some(into) => into,
+                        none => none.insert(self.no_gradients()?),
+                    };
+                    self.chunk_gradients(into, start, &stats, &logits, softmax)
+                })?;
+            }
+            chunks.push(stats);
+            sum = Some(add(sum, value)?);
+        }
+        Ok(Fused {
+            value: sum.ok_or(Error::Empty {
+                what: "the batch of hidden states",
+            })?,
+            stats: TokenStats::join(&chunks)?,
+            gradients: RefCell::new(match into {
+                Some(into) => tch::no_grad(|| self.hand_on(into))?,
+                None => HandOn::default(),
+            }),
+        })
+    }
+
+    fn chunk_gradients(
+        &self,
+        into: &mut Gradients,
+        start: i64,
+        stats: &TokenStats,
+        logits: &Tensor,
+        softmax: Softmax,
+    ) -> Result<()> {
+        let pulls = Pulls::of(self, stats)?;
+        self.sparse(into, (start, stats.n_rows()), &pulls)?;
+        let Some(used) = pulls.dense_rows()? else {
+            return Ok(());
+        };
+        let Some(own) = Pick::used(&used)? else {
+            return Ok(());
+        };
+        let softmax = softmax.pick(&own)?;
+        self.dense(
+            into,
+            &own.shift(start)?,
+            (logits, &own, Some(softmax)),
+            &pulls.pick(&own)?,
+        )
+    }
+
+    /// [`fused`](TokenOp::fused) with a loss over the tokens of labelled completions.
+    ///
+    /// **Shapes**: `rows` and `draws` of as many rows as the op has; see [`TokenLoss::evaluate`].
+    ///
+    /// **Errors**: those of [`TokenOp::fused`] and of [`TokenLoss::evaluate`].
+    pub fn fused_loss(
+        &self,
+        loss: &dyn TokenLoss,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        draws: Option<&Tensor>,
+    ) -> Result<Fused> {
+        let n = self.rows.len();
+        for (what, tensor) in [("rows", Some(&rows.example)), ("draws", draws)] {
+            let found = tensor.map(Tensor::size).unwrap_or_else(|| vec![n]);
+            if found.first() != Some(&n) {
+                return Err(Error::input(
+                    what,
+                    format!("{n} rows, as the op has"),
+                    format!("{found:?}"),
+                ));
+            }
+        }
+        self.fused(|stats, range| {
+            let n = range.end - range.start;
+            let draws = draws.map(|draws| draws.f_narrow(0, range.start, n)).transpose()?;
+            loss.evaluate(stats, &rows.narrow(range)?, counts, draws.as_ref())
+        })
+    }
+}
+
+/// Adds up the values of chunks.
+fn add(sum: Option<LossValue>, value: LossValue) -> Result<LossValue> {
+    let value = LossValue {
+        total: value.total.f_detach()?,
+        ..value
+    };
+    let Some(mut sum) = sum else {
+        return Ok(value);
+    };
+    if sum.per_example.size() != value.per_example.size() {
+        return Err(Error::input(
+            "per_example",
+            format!("{:?}, as for the rows before", sum.per_example.size()),
+            format!("{:?}", value.per_example.size()),
+        ));
+    }
+    for (name, term) in value.terms {
+        match sum.terms.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, total)) => *total = total.f_add(&term)?,
+            None => sum.terms.push((name, term)),
+        }
+    }
+    Ok(LossValue {
+        total: sum.total.f_add(&value.total)?,
+        per_example: sum.per_example.f_add(&value.per_example)?,
+        terms: sum.terms,
+    })
+}
