@@ -15,7 +15,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Cringe, Loss, Nll, TokenCounts, TokenLoss, TokenOp, TokenRows};
+use unsay_losses::token::{Cringe, Loss, Nll};
+use unsay_losses::{TokenCounts, TokenOp, TokenRows};
 
 /// Under this name a process of the benchmark is told which case it is.
 const CASE: &str = "UNSAY_STEP_CASE";
@@ -148,7 +149,7 @@ impl Model {
                 op = op.with_chunk_rows((self.case.chunk_logits / self.case.vocab) as usize);
             }
             if self.case.way == "fused" {
-                let fused = op.fused_loss(&self.loss, &self.rows, &self.counts, draws).unwrap();
+                let fused = op.fused_loss(&*self.loss, &self.rows, &self.counts, draws).unwrap();
                 fused.backward().unwrap();
             } else {
                 let stats = op.forward().unwrap();
