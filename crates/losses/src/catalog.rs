@@ -1,6 +1,6 @@
 //! The table of all losses, made from the registries.
 
-use crate::{Card, Needs, director, paired, token};
+use crate::{Card, Needs, director, paired, ranked, token, unpaired};
 
 /// A family: losses over the same kind of feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +75,15 @@ pub fn families() -> Vec<Family> {
             }),
         },
         Family {
+            name: "director",
+            feedback: "tokens of labelled completions, with a second head that judges every next token",
+            losses: entries(director::Loss::NAMES, &director::Loss::samples(), |loss| {
+                let second = std::iter::once("a second head");
+                let needs = second.chain(of_the_op(loss.classifier_needs(), 0));
+                (loss.card(), needs.collect())
+            }),
+        },
+        Family {
             name: "paired",
             feedback: "a chosen and a rejected completion of one prompt",
             losses: entries(paired::Loss::NAMES, &paired::Loss::samples(), |loss| {
@@ -89,12 +98,26 @@ pub fn families() -> Vec<Family> {
             }),
         },
         Family {
-            name: "director",
-            feedback: "tokens of labelled completions, with a second head that judges every next token",
-            losses: entries(director::Loss::NAMES, &director::Loss::samples(), |loss| {
-                let second = std::iter::once("a second head");
-                let needs = second.chain(of_the_op(loss.classifier_needs(), 0));
+            name: "unpaired",
+            feedback: "completions that are each desirable or undesirable",
+            losses: entries(unpaired::Loss::NAMES, &unpaired::Loss::samples(), |loss| {
+                let needs = [
+                    (loss.uses_reference(), "reference"),
+                    (loss.baseline().is_some(), "a whole-batch baseline"),
+                    (loss.takes_weights(), "a weight per undesirable completion"),
+                ];
+                let needs = needs.into_iter().filter_map(|(wanted, what)| wanted.then_some(what));
                 (loss.card(), needs.collect())
+            }),
+        },
+        Family {
+            name: "ranked",
+            feedback: "several samples and one negative for each prompt",
+            losses: entries(ranked::Loss::NAMES, &ranked::Loss::samples(), |loss| {
+                let needs = loss
+                    .uses_reference()
+                    .then_some("references of samples and of negatives");
+                (loss.card(), needs.into_iter().collect())
             }),
         },
     ]
@@ -163,8 +186,14 @@ mod tests {
                 names.push(card.name);
             }
         }
-        let registered = [token::Loss::NAMES, paired::Loss::NAMES, director::Loss::NAMES].concat();
-        assert_eq!(names, registered);
+        let registered = [
+            token::Loss::NAMES,
+            director::Loss::NAMES,
+            paired::Loss::NAMES,
+            unpaired::Loss::NAMES,
+            ranked::Loss::NAMES,
+        ];
+        assert_eq!(names, registered.concat());
         let n = names.len();
         names.sort_unstable();
         names.dedup();
@@ -189,6 +218,14 @@ mod tests {
             names,
             ["contrastive_token", "unlikelihood_context", "unlikelihood_repetition"]
         );
+        let bco = families[2].losses.iter().find(|loss| loss.card.name == "bco");
+        let needs = bco.map(|loss| loss.needs.clone());
+        let expected = [
+            "reference",
+            "a whole-batch baseline",
+            "a weight per undesirable completion",
+        ];
+        assert_eq!(needs.as_deref(), Some(expected.as_slice()));
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));
     }

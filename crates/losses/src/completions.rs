@@ -120,17 +120,22 @@ impl Completions {
         reference: Option<&Tensor>,
         weights: Option<&Tensor>,
     ) -> Result<Self> {
-        let weighted = |logp: &Tensor| match weights {
-            Some(weights) => Ok(logp.f_mul(weights)?),
-            None => Ok::<_, Error>(logp.shallow_clone()),
+        // Tables, not rows, are multiplied: each is checked, where a product of rows could stretch one to fit.
+        let weights = weights.map(|weights| rows.table(weights)).transpose()?;
+        let sums = |logp: &Tensor| match &weights {
+            Some(weights) => Ok(rows
+                .table(logp)?
+                .f_mul(weights)?
+                .f_sum_dim_intlist([1i64].as_slice(), false, None)?),
+            None => rows.sums(logp),
         };
         let kind = stats.logp.f_kind()?;
         let reference = match reference {
-            Some(logp) => Some(rows.sums(&weighted(&logp.f_detach()?.f_to_kind(kind)?)?)?),
+            Some(logp) => Some(sums(&logp.f_detach()?.f_to_kind(kind)?)?),
             None => None,
         };
         Ok(Completions {
-            logp: rows.sums(&weighted(&stats.logp)?)?,
+            logp: sums(&stats.logp)?,
             reference,
             tokens: rows.tokens(kind)?,
             confidence: None,
@@ -208,25 +213,43 @@ impl Completions {
     ///
     /// **Errors**: [`Error::Input`] without a reference.
     pub(crate) fn log_ratio(&self) -> Result<Tensor> {
-        let reference = self.reference.as_ref().ok_or_else(|| {
+        Ok(self.logp.f_sub(self.reference()?)?)
+    }
+
+    /// `[B]` log-probability under the reference, for a loss that compares with it.
+    pub(crate) fn reference(&self) -> Result<&Tensor> {
+        self.reference.as_ref().ok_or_else(|| {
             Error::input(
                 "reference",
                 "the reference's log-probabilities, as the loss compares with it",
                 "none",
             )
-        })?;
-        Ok(self.logp.f_sub(reference)?)
+        })
     }
 
-    /// The same completions with means per token in place of sums, on both sides.
-    pub(crate) fn per_token(self) -> Result<Self> {
-        let reference = match &self.reference {
-            Some(reference) => Some(reference.f_div(&self.tokens)?),
-            None => None,
+    /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
+    /// there is none; its mean per token where `per_token`. No graph.
+    ///
+    /// **Errors**: as [`Completions::log_ratio`].
+    pub(crate) fn reward(&self, beta: f64, uses_reference: bool, per_token: bool) -> Result<Tensor> {
+        let logp = match uses_reference {
+            true => self.log_ratio()?,
+            false => self.logp.shallow_clone(),
         };
+        let logp = match per_token {
+            true => logp.f_div(&self.tokens)?,
+            false => logp,
+        };
+        Ok(logp.f_detach()?.f_mul_scalar(beta)?)
+    }
+
+    /// The same completions with means per token in place of sums: policy, reference and the loss's own term.
+    pub(crate) fn per_token(self) -> Result<Self> {
+        let mean = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.f_div(&self.tokens)).transpose();
         Ok(Completions {
             logp: self.mean_logp()?,
-            reference,
+            reference: mean(&self.reference)?,
+            term: mean(&self.term)?,
             ..self
         })
     }
@@ -281,6 +304,13 @@ mod tests {
         let weights = Tensor::from_slice(&[1.0f64, 0.5, 1.0]);
         let ld = Completions::of(&stats, &rows, Some(&reference), Some(&weights)).unwrap();
         assert!(near(&ld.logp, &[-1.160285, -3.440190]) && near(ld.reference.as_ref().unwrap(), &[-2.0, -4.0]));
+        for (reference, weights) in [
+            (&reference, weights.narrow(0, 0, 1)),
+            (&reference.narrow(0, 0, 1), weights),
+        ] {
+            let error = Completions::of(&stats, &rows, Some(reference), Some(&weights)).unwrap_err();
+            assert!(error.to_string().starts_with("values per row: expected [3]"), "{error}");
+        }
         let mean = plain.per_token().unwrap();
         assert!(near(&mean.logp, &[-0.940190, -3.440190]) && near(mean.reference.as_ref().unwrap(), &[-1.5, -4.0]));
         let second = mean.narrow(1, 1).unwrap();

@@ -97,6 +97,16 @@ pub(crate) fn smoothing(name: &'static str, value: f64) -> Option<Error> {
     })
 }
 
+/// A share of labels believed to be wrong that must not be zero: where its logarithm is taken.
+pub(crate) fn inner_smoothing(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value > 0.0 && value < 0.5;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0 and below 0.5",
+    })
+}
+
 /// A share of a whole, both ends included.
 pub(crate) fn share(name: &'static str, value: f64) -> Option<Error> {
     (!(0.0..=1.0).contains(&value)).then(|| Error::Range {

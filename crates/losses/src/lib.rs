@@ -32,6 +32,7 @@
 //! # Ok(()) }
 //! ```
 
+mod baseline;
 mod card;
 mod catalog;
 mod completions;
@@ -40,18 +41,23 @@ mod error;
 mod op;
 pub mod paired;
 pub mod policy;
+pub mod ranked;
 mod registry;
+mod retain;
 mod rows;
 mod running_mean;
 pub mod scores;
 pub mod token;
+pub mod unpaired;
 mod value;
 
+pub use baseline::{Baseline, mismatched_kl};
 pub use card::{Card, Described};
 pub use catalog::{Entry, Family, families, page};
 pub use completions::{CompletionRows, Completions};
 pub use error::{Error, Result};
 pub use op::{Fused, Kl, Needs, TokenOp, TokenStats};
+pub use retain::Retain;
 pub use rows::{TokenCounts, TokenRows, token_metrics};
 pub use running_mean::RunningMean;
 pub use value::LossValue;

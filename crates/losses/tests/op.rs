@@ -6,10 +6,10 @@ mod plain;
 
 use std::ops::Range;
 
-use plain::{Given, Numbers, all_finite, difference, numbers};
+use plain::{Given, Made, Numbers, all_finite, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Error, Kl, LossValue, Needs, TokenOp, TokenStats};
+use unsay_losses::{Error, Kl, Loss, LossValue, Needs, TokenLoss, TokenOp, TokenStats};
 
 /// All that needs nothing but logits and targets.
 const ALL: Needs = Needs {
@@ -83,6 +83,8 @@ struct Case {
 enum Way {
     Plain,
     TwoPasses,
+    /// The kept logits are gone: all are computed again.
+    Recomputed,
     Fused,
 }
 
@@ -149,13 +151,7 @@ fn run(case: Case, way: Way) -> Outcome {
         if case.in_place {
             op = op.with_gradient_in_place();
         }
-        if way == Way::TwoPasses {
-            let stats = op.forward().unwrap();
-            let value = scalar(&stats, seed, n, 0..n);
-            value.backward();
-            op.surrogate(&stats).unwrap().backward();
-            (value, stats)
-        } else {
+        if way == Way::Fused {
             let fused = op.fused(|stats, rows| {
                 let total = scalar(stats, seed, n, rows);
                 let per_example = total.detach().view([1]);
@@ -168,6 +164,17 @@ fn run(case: Case, way: Way) -> Outcome {
             let fused = fused.unwrap();
             fused.backward().unwrap();
             (fused.value.total, fused.stats)
+        } else {
+            let stats = op.forward().unwrap();
+            let value = scalar(&stats, seed, n, 0..n);
+            value.backward();
+            if way == Way::Recomputed {
+                drop(op.surrogate(&stats).unwrap());
+                op.surrogate(&stats).unwrap().backward();
+            } else {
+                op.backward(&stats).unwrap();
+            }
+            (value, stats)
         }
     };
     let of = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
@@ -241,8 +248,10 @@ proptest! {
             candidate_log1m_p: asked[7],
             off_target: asked[8],
         };
-        let case = Case { seed, n, v, tied, chunk, affine, temperature, in_place, needs };
-        for way in [Way::TwoPasses, Way::Fused] {
+        for way in [Way::TwoPasses, Way::Recomputed, Way::Fused] {
+            // In place, a surrogate that is dropped has done its work already.
+            let in_place = in_place && way != Way::Recomputed;
+            let case = Case { seed, n, v, tied, chunk, affine, temperature, in_place, needs };
             let (worst, at) = compare(case, way);
             prop_assert!(worst <= 1e-11, "{way:?}: {at} differs by {worst}");
         }
@@ -295,6 +304,8 @@ fn every_need_alone_equals_full_logits() {
     let mut compared = 0;
     for needs in alone {
         for (chunk, way) in [
+            (0, Way::Recomputed),
+            (4, Way::Recomputed),
             (0, Way::TwoPasses),
             (4, Way::TwoPasses),
             (0, Way::Fused),
@@ -316,41 +327,67 @@ fn every_need_alone_equals_full_logits() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 48);
+    assert_eq!(compared, 72);
+}
+
+/// An op with a reference and candidates, in one kind, from numbers that every kind can hold.
+fn given(kind: Kind, needs: &Needs) -> (TokenOp, Vec<Tensor>) {
+    let mut made = Numbers::new(7);
+    // Rounded first, so that all kinds see the same numbers.
+    let mut made_of = |size: &[i64]| made.tensor(size, 1.0).to_kind(Kind::BFloat16).to_kind(kind);
+    let [hidden, embedding] = [made_of(&[9, 16]), made_of(&[40, 16])].map(|t| t.set_requires_grad(true));
+    let (their_hidden, their_embedding) = (made_of(&[9, 8]), made_of(&[40, 8]));
+    let [scale, bias] = [1.25, -0.5].map(|x| Tensor::from(x).to_kind(kind).set_requires_grad(true));
+    let targets = Tensor::from_slice(&(0..9).map(|_| made.below(40) as i64).collect::<Vec<_>>());
+    let candidates = (0..27).map(|_| made.below(41) as i64 - 1).collect::<Vec<_>>();
+    let op = TokenOp::new(&hidden, &embedding, &targets, needs)
+        .and_then(|op| op.with_affine(&scale, &bias))
+        .and_then(|op| op.with_reference(&their_hidden, &their_embedding))
+        .and_then(|op| op.with_candidates(&Tensor::from_slice(&candidates).view([9, 3])))
+        .unwrap()
+        .with_chunk_rows(4);
+    (op, vec![hidden, embedding, scale, bias])
 }
 
 #[test]
 fn narrow_kinds_sum_in_f32() {
     tch::set_num_threads(1);
-    let mut made = Numbers::new(7);
-    let (hidden, embedding) = (made.tensor(&[9, 16], 1.0), made.tensor(&[40, 16], 1.0));
-    let targets = Tensor::from_slice(&(0..9).map(|_| made.below(40) as i64).collect::<Vec<_>>());
-    let mut outcome = Vec::new();
-    for kind in [Kind::BFloat16, Kind::Float] {
-        // Rounded first, so that both kinds see the same numbers.
-        let rounded = |t: &Tensor| t.to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true);
-        let (hidden, embedding) = (rounded(&hidden), rounded(&embedding));
-        let op = TokenOp::new(
-            &hidden,
-            &embedding,
-            &targets,
-            &Needs {
-                log1m_p: true,
-                ..Needs::default()
-            },
-        )
-        .unwrap();
-        let op = op.with_chunk_rows(4);
-        let stats = op.forward().unwrap();
-        assert_eq!(stats.logp.kind(), Kind::Float);
-        (stats.logp.sum(Kind::Float) - stats.log1m_p.as_ref().unwrap().sum(Kind::Float)).backward();
-        op.surrogate(&stats).unwrap().backward();
-        assert_eq!((hidden.grad().kind(), embedding.grad().kind()), (kind, kind));
-        outcome.push((stats.logp, hidden.grad(), embedding.grad()));
+    let mut compared = 0;
+    for kl in [Kl::Forward, Kl::Reverse] {
+        let needs = Needs {
+            kl: Some(kl),
+            candidates: true,
+            candidate_log1m_p: true,
+            ..ALL
+        };
+        let mut outcome = Vec::new();
+        for kind in [Kind::BFloat16, Kind::Float] {
+            let (op, parameters) = given(kind, &needs);
+            let stats = op.forward().unwrap();
+            let columns = columns(&stats);
+            assert!(
+                columns
+                    .iter()
+                    .all(|(_, t)| t.kind() == Kind::Float && t.requires_grad())
+            );
+            scalar(&stats, 3, 9, 0..9).backward();
+            op.surrogate(&stats).unwrap().backward();
+            assert!(parameters.iter().all(|t| t.grad().kind() == kind));
+            outcome.push((columns, parameters));
+        }
+        let [(narrow, narrow_parameters), (wide, wide_parameters)] = [&outcome[0], &outcome[1]];
+        for ((name, a), (_, b)) in narrow.iter().zip(wide) {
+            let known = |t: &Tensor| t.masked_fill(&t.isinf(), -7.0);
+            assert!(difference(&known(a), &known(b)) < 0.01, "{name}");
+            compared += 1;
+        }
+        for (a, b) in narrow_parameters.iter().zip(wide_parameters) {
+            let found = difference(&a.grad(), &b.grad());
+            assert!(found < 0.02, "{:?}: {found}", a.size());
+            compared += 1;
+        }
     }
-    assert!(difference(&outcome[0].0, &outcome[1].0) < 0.01);
-    assert!(difference(&outcome[0].1, &outcome[1].1) < 0.02);
-    assert!(difference(&outcome[0].2, &outcome[1].2) < 0.02);
+    assert_eq!(compared, 2 * (10 + 4));
 }
 
 /// Where `p` is tiny, `1 - p` rounds to 1 and a gradient taken as a difference of two softmaxes is noise.
@@ -398,21 +435,310 @@ fn logp_does_not_lose_what_is_small_beside_large_logits() {
     }
 }
 
+/// A sure token is no end of the scale: with `1 − p = 2e-13`, far below what a double beside 1 can hold next to the
+/// rest of `p`, value and gradient of `log(1 − p)` are those of the formula.
+#[test]
+fn a_candidate_of_nearly_all_the_row_is_exact() {
+    let lead = 2f64.ln() - 2e-13f64.ln();
+    let ids = Tensor::from_slice(&[0i64, 2, -1, 0]).view([1, 4]);
+    let needs = Needs {
+        candidate_log1m_p: true,
+        ..Needs::default()
+    };
+    for chunk_of_two in [false, true] {
+        // The second row has the same logits, and no candidate.
+        let rows = if chunk_of_two { 2 } else { 1 };
+        let logits = Tensor::from_slice(&[lead, 0.0, 0.0]).view([1, 3]).repeat([rows, 1]);
+        let logits = logits.set_requires_grad(true);
+        let all_ids = Tensor::cat(&[&ids, &ids.full_like(-1)], 0).narrow(0, 0, rows);
+        let identity = Tensor::eye(3, (Kind::Double, Device::Cpu));
+        let targets = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
+        let op = TokenOp::new(&logits, &identity, &targets, &needs).unwrap();
+        let stats = op.with_candidates(&all_ids).and_then(|op| {
+            op.fused(|stats, _| {
+                let log1m_p = stats.candidate_log1m_p.as_ref().unwrap();
+                // Weights 1, 10, (none) and 100; the one that is not there is NaN in the loss.
+                let weights = Tensor::from_slice(&[1.0, 10.0, f64::NAN, 100.0]);
+                let total = (log1m_p * weights).sum(Kind::Double);
+                Ok(LossValue {
+                    per_example: total.detach().view([1]),
+                    total,
+                    terms: Vec::new(),
+                })
+            })
+        });
+        let fused = stats.unwrap();
+        fused.backward().unwrap();
+        let found = numbers(&fused.stats.candidate_log1m_p.as_ref().unwrap().narrow(0, 0, 1));
+        let rest = 2.0 / (lead.exp() + 2.0);
+        let small = 1.0 / (lead.exp() + 2.0);
+        let expected = [rest.ln(), -small, 0.0, rest.ln()];
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() <= 1e-12 * b.abs(), "{a} is not {b}");
+        }
+        let gradient = numbers(&logits.grad());
+        // 101 of the first token, 10 of the third: d/dz_c = −p_c, d/dz_v = p_c p_v/(1 − p_c).
+        let p = 1.0 - rest;
+        let expected = [
+            -101.0 * p + 10.0 * small * p,
+            101.0 * p / 2.0 + 10.0 * small * small,
+            101.0 * p / 2.0 - 10.0 * small,
+        ];
+        for (a, b) in gradient.iter().zip(expected) {
+            assert!((a - b).abs() <= 1e-13 * b.abs(), "{a} is not {b}");
+        }
+        assert!(gradient[3..].iter().all(|g| g.abs() == 0.0));
+    }
+}
+
 #[test]
 fn margins_of_ten_thousand_stay_finite() {
+    let mut tried = 0;
     for kind in [Kind::Double, Kind::Float] {
         for (at, scale) in [(0i64, 1e4), (1, 1e4), (0, -1e4), (2, 0.0)] {
-            let logits = Tensor::from_slice(&[scale, -scale, 0.0, 0.0, scale / 2.0]).view([1, 5]);
-            let hidden = logits.to_kind(kind).set_requires_grad(true);
-            let identity = Tensor::eye(5, (kind, Device::Cpu)).set_requires_grad(true);
-            let op = TokenOp::new(&hidden, &identity, &Tensor::from_slice(&[at]), &ALL).unwrap();
-            let stats = op.forward().unwrap();
-            let value = scalar(&stats, 3, 1, 0..1);
-            value.backward();
-            op.surrogate(&stats).unwrap().backward();
-            assert!(all_finite(&value) && all_finite(&hidden.grad()) && all_finite(&identity.grad()));
+            for kl in [Kl::Forward, Kl::Reverse] {
+                let needs = Needs {
+                    kl: Some(kl),
+                    candidates: true,
+                    candidate_log1m_p: true,
+                    ..ALL
+                };
+                let logits = Tensor::from_slice(&[scale, -scale, 0.0, 0.0, scale / 2.0]).view([1, 5]);
+                let hidden = logits.to_kind(kind).set_requires_grad(true);
+                let identity = Tensor::eye(5, (kind, Device::Cpu)).set_requires_grad(true);
+                // The reference is as sure of another token.
+                let op = TokenOp::new(&hidden, &identity, &Tensor::from_slice(&[at]), &needs)
+                    .and_then(|op| op.with_reference(&hidden.neg(), &identity))
+                    .and_then(|op| op.with_candidates(&Tensor::from_slice(&[0i64, 1, 4, 1, -1]).view([1, 5])))
+                    .unwrap();
+                let stats = op.forward().unwrap();
+                let value = scalar(&stats, 3, 1, 0..1) + stats.kl.as_ref().unwrap().sum(Kind::Double);
+                value.backward();
+                op.surrogate(&stats).unwrap().backward();
+                assert!(all_finite(&value) && all_finite(&hidden.grad()) && all_finite(&identity.grad()));
+                assert!(all_finite(stats.collision.as_ref().unwrap()));
+                tried += 1;
+            }
         }
     }
+    assert_eq!(tried, 16);
+}
+
+/// Everything by hand at `z = [2, 1, 0, −1]`, target 1, `p = [0.643914, 0.236883, 0.087144, 0.032059]`.
+#[test]
+fn every_stat_by_hand() {
+    let logits = Tensor::from_slice(&[2.0f64, 1.0, 0.0, -1.0]).view([1, 4]);
+    let identity = Tensor::eye(4, (Kind::Double, Device::Cpu));
+    let flat = Tensor::zeros([1, 4], (Kind::Double, Device::Cpu));
+    let stats = |needs: Needs| {
+        TokenOp::new(&logits, &identity, &Tensor::from_slice(&[1i64]), &needs)
+            .and_then(|op| op.with_reference(&flat, &identity))
+            .and_then(|op| op.with_candidates(&Tensor::from_slice(&[0i64, -1]).view([1, 2])))
+            .and_then(|op| op.forward())
+            .unwrap()
+    };
+    let all = stats(Needs {
+        candidates: true,
+        candidate_log1m_p: true,
+        kl: Some(Kl::Reverse),
+        ..ALL
+    });
+    let forward = stats(Needs {
+        kl: Some(Kl::Forward),
+        ..Needs::default()
+    });
+    let one = |t: &Option<Tensor>| numbers(t.as_ref().unwrap())[0];
+    let [e2, e3] = [(-2f64).exp(), (-3f64).exp()];
+    let sum = 1.0 + (-1f64).exp() + e2 + e3;
+    let p = [1.0, (-1f64).exp(), e2, e3].map(|share| share / sum);
+    let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+    let squash = |u: f64| (1.0 / (1.0 + (-u).exp()) - 0.5).powi(2);
+    let expected = [
+        (one(&all.log_sum_exp), 2.0 + sum.ln()),
+        (one(&all.entropy), entropy),
+        (one(&all.collision), p.iter().map(|p| p * p).sum::<f64>().ln()),
+        // Against four equal tokens: ln 4 − H one way, −ln 4 − mean log p the other.
+        (one(&all.kl), 4f64.ln() - entropy),
+        (
+            one(&forward.kl),
+            -(4f64.ln()) - p.iter().map(|p| p.ln()).sum::<f64>() / 4.0,
+        ),
+        (one(&all.candidate_logits), 2.0),
+        (one(&all.candidate_log1m_p), (1.0 - p[0]).ln()),
+        (one(&all.off_target), (squash(2.0) + squash(0.0) + squash(-1.0)) / 3.0),
+    ];
+    for (at, (ours, exact)) in expected.into_iter().enumerate() {
+        assert!((ours - exact).abs() < 1e-14, "{at}: {ours} is not {exact}");
+    }
+    let second = |t: &Option<Tensor>| numbers(t.as_ref().unwrap())[1];
+    assert!(second(&all.candidate_logits) == f64::NEG_INFINITY && second(&all.candidate_log1m_p).abs() == 0.0);
+    assert_eq!(numbers(all.candidate_ids.as_ref().unwrap()), [0.0, -1.0]);
+    assert!(forward.candidate_ids.is_none(), "not asked about");
+    assert!(!all.collision.as_ref().unwrap().requires_grad());
+}
+
+/// Past the budget the first chunks are read again and the last computed again.
+#[test]
+fn kept_and_recomputed_chunks_meet() {
+    tch::set_num_threads(1);
+    let mut made = Numbers::new(2);
+    let (n, v) = (5i64, 5i64 << 20);
+    let embedding = Tensor::linspace(-3.0, 3.0, v, (Kind::Float, Device::Cpu)).view([v, 1]);
+    let hidden = made.tensor(&[n, 1], 2.0).to_kind(Kind::Float).set_requires_grad(true);
+    let targets = Tensor::from_slice(&[0, 7, v - 1, v / 2, 3]);
+    // Chunks of five million logits: three are within sixteen million, two are not.
+    let op = TokenOp::new(&hidden, &embedding, &targets, &Needs::default())
+        .unwrap()
+        .with_chunk_rows(1);
+    let stats = op.forward().unwrap();
+    (&stats.logp * Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0]))
+        .sum(Kind::Float)
+        .backward();
+    let gradient = |op: &TokenOp| {
+        hidden.grad().defined().then(|| hidden.grad().zero_());
+        op.surrogate(&stats).unwrap().backward();
+        numbers(&hidden.grad())
+    };
+    let (kept, recomputed) = (gradient(&op), gradient(&op));
+    assert_eq!(kept, recomputed);
+    assert!(kept.iter().all(|g| g.abs() > 1e-3));
+}
+
+#[test]
+fn the_one_pass_equals_the_two_for_every_token_loss() {
+    let mut compared = 0;
+    for loss in Loss::samples() {
+        let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
+        let (two, counts) = (made.through_op(&loss, &made.counts(), None), made.counts());
+        for chunk in [1, 4, 15] {
+            let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
+            let targets = Tensor::from_slice(&made.targets);
+            let op = TokenOp::new(&hidden, &embedding, &targets, &loss.needs())
+                .unwrap()
+                .with_chunk_rows(chunk);
+            let (rows, draws) = (made.token_rows(), made.draws());
+            let fused = op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap();
+            assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
+            fused.backward().unwrap();
+            // Nothing is left to hand on.
+            fused.backward().unwrap();
+            assert!(fused.surrogate().unwrap().is_none());
+            let pairs = [
+                (&fused.value.total, &two.value.total),
+                (&fused.value.per_example, &two.value.per_example),
+                (&hidden.grad(), &two.hidden),
+                (&embedding.grad(), &two.embedding),
+                (&fused.stats.logp, &op.forward().unwrap().logp),
+            ];
+            for (at, (a, b)) in pairs.into_iter().enumerate() {
+                assert!(difference(a, b) < 1e-12, "{loss:?} {chunk}: {at}");
+            }
+            let names = |value: &LossValue| value.terms.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+            assert_eq!(names(&fused.value), names(&two.value));
+            for ((name, a), (_, b)) in fused.value.terms.iter().zip(&two.value.terms) {
+                assert!(difference(a, b) < 1e-12, "{loss:?} {chunk}: {name}");
+            }
+
+            // As in an evaluation, where only the value is wanted.
+            let value = tch::no_grad(|| op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap());
+            assert!(difference(&value.value.total, &two.value.total) < 1e-12);
+            assert!(value.surrogate().unwrap().is_none());
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 3 * Loss::samples().len());
+}
+
+/// A loss may leave chunks out, and gradients come on top of those that are there, on every path.
+#[test]
+fn gradients_are_added_and_chunks_can_be_left_out() {
+    for in_place in [false, true] {
+        let made = Made::new(4, &[5], &[1], 3, 7);
+        let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
+        let targets = Tensor::from_slice(&made.targets);
+        let op = TokenOp::new(&hidden, &embedding, &targets, &Needs::default())
+            .unwrap()
+            .with_chunk_rows(2);
+        let op = if in_place { op.with_gradient_in_place() } else { op };
+        let only = |wanted: Range<i64>| {
+            let fused = op.fused(|stats, rows| {
+                let total = stats.logp.sum(Kind::Double);
+                let total = if rows == wanted { total } else { total.detach().zero_() };
+                Ok(LossValue {
+                    per_example: total.detach().view([1]),
+                    total,
+                    terms: vec![("logp", stats.logp.sum(Kind::Double).detach())],
+                })
+            });
+            let fused = fused.unwrap();
+            assert_eq!(fused.value.terms.len(), 1);
+            assert!(difference(&fused.value.terms[0].1, &fused.stats.logp.sum(Kind::Double)) < 1e-14);
+            assert!(
+                difference(
+                    &fused.value.total,
+                    &fused
+                        .stats
+                        .logp
+                        .narrow(0, wanted.start, wanted.end - wanted.start)
+                        .sum(Kind::Double)
+                ) < 1e-14
+            );
+            fused.backward().unwrap();
+            (hidden.grad().copy(), embedding.grad().copy())
+        };
+        let first = only(0..2);
+        let both = only(2..4);
+        let last = only(4..5);
+        let again = only(0..2);
+        assert!(numbers(&first.0)[6..].iter().all(|g| g.abs() == 0.0));
+        assert!(numbers(&both.0)[6..12].iter().all(|g| g.abs() > 0.0));
+        assert!(difference(&(&again.0 - &last.0), &first.0) < 1e-14);
+        assert!(difference(&(&again.1 - &last.1), &first.1) < 1e-14);
+        // The same sum at once.
+        let whole = made.hidden.detach().set_requires_grad(true);
+        let plain = whole
+            .matmul(&made.embedding.tr())
+            .log_softmax(-1, None)
+            .gather(1, &targets.unsqueeze(1), false);
+        plain.sum(Kind::Double).backward();
+        assert!(difference(&last.0, &whole.grad()) < 1e-14);
+    }
+}
+
+#[test]
+fn only_what_is_trained_gets_a_gradient() {
+    let made = Made::new(4, &[5], &[1], 3, 7);
+    let targets = Tensor::from_slice(&made.targets);
+    let [scale, bias] = [2.0, 0.5].map(Tensor::from);
+    let mut tried = 0;
+    for trained in 0..4 {
+        for in_place in [false, true] {
+            let all = [&made.hidden, &made.embedding, &scale, &bias].map(Tensor::detach);
+            let _ = all[trained].set_requires_grad(true);
+            let needs = Needs {
+                log_sum_exp: true,
+                target_logit: true,
+                ..Needs::default()
+            };
+            let op = TokenOp::new(&all[0], &all[1], &targets, &needs).and_then(|op| op.with_affine(&all[2], &all[3]));
+            let op = if in_place {
+                op.unwrap().with_gradient_in_place()
+            } else {
+                op.unwrap()
+            };
+            let stats = op.forward().unwrap();
+            (stats.log_sum_exp.as_ref().unwrap() + stats.target_logit.as_ref().unwrap())
+                .sum(Kind::Double)
+                .backward();
+            op.surrogate(&stats).unwrap().backward();
+            for (at, t) in all.iter().enumerate() {
+                assert_eq!(t.grad().defined(), at == trained, "{trained}: {at}");
+            }
+            assert!(all[trained].grad().abs().min().double_value(&[]) > 0.0);
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 8);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod unlikelihood_repetition;
 
 use tch::Tensor;
 
+pub(crate) use cringe::{candidates, contrast, contrast_needs};
 pub use marks::Marks;
 
 use crate::registry::registry;

@@ -10,8 +10,13 @@
 #[path = "../plain/mod.rs"]
 mod plain;
 
+mod causal;
 mod director;
 mod files;
 mod kl;
+mod ranked;
 mod repetition;
 mod token;
+mod unpaired;
+mod with_reference;
+mod without_reference;
