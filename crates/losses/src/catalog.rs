@@ -209,6 +209,14 @@ mod tests {
             needs.as_deref(),
             Some(["target logit", "largest logits", "a draw per token"].as_slice())
         );
+        let bco = families[3].losses.iter().find(|loss| loss.card.name == "bco");
+        let needs = bco.map(|loss| loss.needs.clone());
+        let expected = [
+            "reference",
+            "a whole-batch baseline",
+            "a weight per undesirable completion",
+        ];
+        assert_eq!(needs.as_deref(), Some(expected.as_slice()));
         let text = families[0]
             .losses
             .iter()
@@ -218,14 +226,6 @@ mod tests {
             names,
             ["contrastive_token", "unlikelihood_context", "unlikelihood_repetition"]
         );
-        let bco = families[2].losses.iter().find(|loss| loss.card.name == "bco");
-        let needs = bco.map(|loss| loss.needs.clone());
-        let expected = [
-            "reference",
-            "a whole-batch baseline",
-            "a weight per undesirable completion",
-        ];
-        assert_eq!(needs.as_deref(), Some(expected.as_slice()));
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));
     }

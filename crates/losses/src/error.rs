@@ -106,7 +106,6 @@ pub(crate) fn inner_smoothing(name: &'static str, value: f64) -> Option<Error> {
         range: "a number above 0 and below 0.5",
     })
 }
-
 /// A share of a whole, both ends included.
 pub(crate) fn share(name: &'static str, value: f64) -> Option<Error> {
     (!(0.0..=1.0).contains(&value)).then(|| Error::Range {

@@ -9,7 +9,8 @@ use std::ops::Range;
 use plain::{Given, Made, Numbers, all_finite, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use unsay_losses::{Error, Kl, Loss, LossValue, Needs, TokenLoss, TokenOp, TokenStats};
+use unsay_losses::token::Loss;
+use unsay_losses::{Error, Kl, LossValue, Needs, TokenOp, TokenStats};
 
 /// All that needs nothing but logits and targets.
 const ALL: Needs = Needs {
@@ -609,15 +610,13 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
     let mut compared = 0;
     for loss in Loss::samples() {
         let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
-        let (two, counts) = (made.through_op(&loss, &made.counts(), None), made.counts());
+        let two = made.through_op(&loss, &made.counts(), None);
+        let (rows, draws) = (made.rows_for(&loss), made.draws());
+        let counts = made.weighted(&loss, &made.counts());
         for chunk in [1, 4, 15] {
             let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
-            let targets = Tensor::from_slice(&made.targets);
-            let op = TokenOp::new(&hidden, &embedding, &targets, &loss.needs())
-                .unwrap()
-                .with_chunk_rows(chunk);
-            let (rows, draws) = (made.token_rows(), made.draws());
-            let fused = op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap();
+            let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(chunk);
+            let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
             fused.backward().unwrap();
             // Nothing is left to hand on.
@@ -640,7 +639,7 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
             }
 
             // As in an evaluation, where only the value is wanted.
-            let value = tch::no_grad(|| op.fused_loss(&loss, &rows, &counts, Some(&draws)).unwrap());
+            let value = tch::no_grad(|| op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap());
             assert!(difference(&value.value.total, &two.value.total) < 1e-12);
             assert!(value.surrogate().unwrap().is_none());
             compared += 1;

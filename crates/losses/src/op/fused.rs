@@ -132,7 +132,7 @@ impl TokenOp {
     /// **Errors**: those of [`TokenOp::fused`] and of [`TokenLoss::evaluate`].
     pub fn fused_loss(
         &self,
-        loss: &(impl TokenLoss + ?Sized),
+        loss: &dyn TokenLoss,
         rows: &TokenRows,
         counts: &TokenCounts,
         draws: Option<&Tensor>,

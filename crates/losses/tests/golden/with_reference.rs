@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use unsay_losses::paired::{Baseline, Batch, Loss, Objective, PairCounts, Pairs};
+use unsay_losses::Baseline;
+use unsay_losses::paired::{Batch, Loss, Objective, PairCounts, Pairs};
 use unsay_losses::{CompletionRows, Completions, LossValue, RunningMean, TokenOp};
 
 use crate::files::{cases, close, close_to, floats, integers};
