@@ -647,14 +647,12 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
     let mut compared = 0;
     for loss in Loss::samples() {
         let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
-        let (two, counts) = (made.through_op(&loss, &made.counts(), None), made.counts());
+        let two = made.through_op(&loss, &made.counts(), None);
+        let (rows, draws) = (made.rows_for(&loss), made.draws());
+        let counts = made.weighted(&loss, &made.counts());
         for chunk in [1, 4, 15] {
             let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
-            let targets = Tensor::from_slice(&made.targets);
-            let op = TokenOp::new(&hidden, &embedding, &targets, &loss.needs())
-                .unwrap()
-                .with_chunk_rows(chunk);
-            let (rows, draws) = (made.token_rows(), made.draws());
+            let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(chunk);
             let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
             fused.backward().unwrap();
