@@ -1051,7 +1051,7 @@ fn what_a_fused_loss_is_given_must_fit_too() {
         .unwrap()
         .with_chunk_rows(3);
     let text = |rows: &Made, draws: &Tensor| {
-        let found = op.fused_loss(&loss, &rows.token_rows(), &made.counts(), Some(draws));
+        let found = op.fused_loss(&*loss, &rows.token_rows(), &made.counts(), Some(draws));
         found.unwrap_err().to_string()
     };
     let fewer = made.rows(&[0, 1, 2, 3]);
