@@ -1065,7 +1065,7 @@ fn what_a_fused_loss_is_given_must_fit_too() {
     );
     assert_eq!(
         text(&made, &made.draws().repeat([1, 2])),
-        "draws: expected [3, 1], uniform in [0, 1), as `cringe` draws once per row, got [3, 2] of Double"
+        "draws: expected [3, 1], uniform in [0, 1), as the contrast draws once per row, got [3, 2] of Double"
     );
     let shrinking = op.fused(|stats, rows| {
         let total = stats.logp.sum(Kind::Double);
