@@ -177,7 +177,7 @@ impl Objective {
         counts: &UnpairedCounts,
     ) -> Result<Vec<(&'static str, Tensor)>> {
         let reward = self.loss.rewards(labelled)?;
-        let logp = batch.rows.sums(&batch.stats.logp.f_detach()?)?;
+        let logp = batch.rows.sums(&batch.stats.logp)?;
         let desirable = &labelled.desirable;
         let undesirable = desirable.f_logical_not()?;
         let rewards = [
