@@ -1,6 +1,6 @@
 //! The table of all losses, made from the registries.
 
-use crate::{Card, Needs, paired, ranked, token, unpaired};
+use crate::{Card, Needs, director, paired, policy, ranked, scores, token, unpaired};
 
 /// A family: losses over the same kind of feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,9 @@ fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
         (needs.target_logit, "target logit"),
         (needs.top_k > 0, "largest logits"),
         (needs.log1m_p, "log(1 − p)"),
+        (needs.candidates, "logits of candidates"),
+        (needs.candidate_log1m_p, "log(1 − p) of candidates"),
+        (needs.off_target, "logits of the other tokens"),
         (draws > 0, "a draw per token"),
     ]
     .into_iter()
@@ -66,7 +69,17 @@ pub fn families() -> Vec<Family> {
             name: "token",
             feedback: "tokens of completions that are each positive, negative or unlabelled",
             losses: entries(token::Loss::NAMES, &token::Loss::samples(), |loss| {
+                let text = loss.marks(&[], &[]).map(|_| "the text");
                 let needs = of_the_op(loss.needs(), loss.draws_per_row());
+                (loss.card(), needs.chain(text).collect())
+            }),
+        },
+        Family {
+            name: "director",
+            feedback: "tokens of labelled completions, with a second head that judges every next token",
+            losses: entries(director::Loss::NAMES, &director::Loss::samples(), |loss| {
+                let second = std::iter::once("a second head");
+                let needs = second.chain(of_the_op(loss.classifier_needs(), 0));
                 (loss.card(), needs.collect())
             }),
         },
@@ -105,6 +118,26 @@ pub fn families() -> Vec<Family> {
                     .uses_reference()
                     .then_some("references of samples and of negatives");
                 (loss.card(), needs.into_iter().collect())
+            }),
+        },
+        Family {
+            name: "scores",
+            feedback: "scores of completions, labelled or compared with each other",
+            losses: entries(scores::Loss::NAMES, &scores::Loss::samples(), |loss| {
+                let feedback = match loss.feedback() {
+                    scores::Feedback::Labels => "a label per score",
+                    scores::Feedback::Pairs => "scores of a chosen and a rejected completion",
+                    scores::Feedback::Choices => "scores of several completions and which is best",
+                };
+                (loss.card(), vec![feedback])
+            }),
+        },
+        Family {
+            name: "policy",
+            feedback: "completions that the policy sampled, with an advantage per token",
+            losses: entries(policy::Loss::NAMES, &policy::Loss::samples(), |loss| {
+                let whole = loss.per_completion().then_some("the mean over completions");
+                (loss.card(), whole.into_iter().collect())
             }),
         },
     ]
@@ -152,7 +185,8 @@ unsay-losses` shows it. *On negatives* says which way a rejected completion is p
 
 `z` are logits, `p` probabilities, `y` the target token, `σ` the logistic function, `α`, `β`, `γ`, `ε` parameters. For whole
 completions `c` and `r` are the log-ratios to the reference, `log π(y) − log π_ref(y)`, of the chosen (desirable) and the
-rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens.
+rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens. For sampled completions `A` is an
+advantage and `ρ` the ratio of the policy to the one that sampled; `r_w`, `r_l` and `x` are scores.
 ";
 
 #[cfg(test)]
@@ -175,11 +209,14 @@ mod tests {
         }
         let registered = [
             token::Loss::NAMES,
+            director::Loss::NAMES,
             paired::Loss::NAMES,
             unpaired::Loss::NAMES,
             ranked::Loss::NAMES,
+            scores::Loss::NAMES,
+            policy::Loss::NAMES,
         ];
-        assert_eq!(names.len(), registered.concat().len());
+        assert_eq!(names, registered.concat());
         let n = names.len();
         names.sort_unstable();
         names.dedup();
@@ -195,7 +232,7 @@ mod tests {
             needs.as_deref(),
             Some(["target logit", "largest logits", "a draw per token"].as_slice())
         );
-        let bco = families[2].losses.iter().find(|loss| loss.card.name == "bco");
+        let bco = families[3].losses.iter().find(|loss| loss.card.name == "bco");
         let needs = bco.map(|loss| loss.needs.clone());
         let expected = [
             "reference",
@@ -203,6 +240,15 @@ mod tests {
             "a weight per undesirable completion",
         ];
         assert_eq!(needs.as_deref(), Some(expected.as_slice()));
+        let text = families[0]
+            .losses
+            .iter()
+            .filter(|loss| loss.needs.contains(&"the text"));
+        let names: Vec<&str> = text.map(|loss| loss.card.name).collect();
+        assert_eq!(
+            names,
+            ["contrastive_token", "unlikelihood_context", "unlikelihood_repetition"]
+        );
         assert_eq!(cell("a|b"), "a\\|b");
         assert!(page().contains("| `nll` |"));
     }

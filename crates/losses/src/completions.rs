@@ -82,6 +82,25 @@ impl CompletionRows {
         Ok(self.table(per_row)?.f_sum_dim_intlist([1i64].as_slice(), false, None)?)
     }
 
+    /// `[N]` each completion's value of `[B]` for every row of it; keeps the graph.
+    ///
+    /// **Errors**: [`Error::Input`] for another number of completions.
+    pub(crate) fn spread(&self, per_completion: &Tensor) -> Result<Tensor> {
+        let b = self.lengths.len() as i64;
+        if per_completion.size() != [b] {
+            let got = format!("{:?}", per_completion.size());
+            return Err(Error::input("values per completion", format!("[{b}]"), got));
+        }
+        // By way of the table, as every place of it is read once: the gradient is a sum in one fixed order.
+        let table = per_completion.f_unsqueeze(1)?.f_expand([b, self.longest()], false)?;
+        Ok(table.f_reshape([-1])?.f_gather(0, &self.slot, false)?)
+    }
+
+    /// Where the rows live.
+    pub(crate) fn device(&self) -> Device {
+        self.slot.device()
+    }
+
     /// `[B]` the numbers of tokens, in a floating-point kind.
     pub(crate) fn tokens(&self, kind: Kind) -> Result<Tensor> {
         Ok(Tensor::f_from_slice(&self.lengths)?
@@ -120,17 +139,22 @@ impl Completions {
         reference: Option<&Tensor>,
         weights: Option<&Tensor>,
     ) -> Result<Self> {
-        let weighted = |logp: &Tensor| match weights {
-            Some(weights) => Ok(logp.f_mul(weights)?),
-            None => Ok::<_, Error>(logp.shallow_clone()),
+        // Tables, not rows, are multiplied: each is checked, where a product of rows could stretch one to fit.
+        let weights = weights.map(|weights| rows.table(weights)).transpose()?;
+        let sums = |logp: &Tensor| match &weights {
+            Some(weights) => Ok(rows
+                .table(logp)?
+                .f_mul(weights)?
+                .f_sum_dim_intlist([1i64].as_slice(), false, None)?),
+            None => rows.sums(logp),
         };
         let kind = stats.logp.f_kind()?;
         let reference = match reference {
-            Some(logp) => Some(rows.sums(&weighted(&logp.f_detach()?.f_to_kind(kind)?)?)?),
+            Some(logp) => Some(sums(&logp.f_detach()?.f_to_kind(kind)?)?),
             None => None,
         };
         Ok(Completions {
-            logp: rows.sums(&weighted(&stats.logp)?)?,
+            logp: sums(&stats.logp)?,
             reference,
             tokens: rows.tokens(kind)?,
             confidence: None,
@@ -208,14 +232,18 @@ impl Completions {
     ///
     /// **Errors**: [`Error::Input`] without a reference.
     pub(crate) fn log_ratio(&self) -> Result<Tensor> {
-        let reference = self.reference.as_ref().ok_or_else(|| {
+        Ok(self.logp.f_sub(self.reference()?)?)
+    }
+
+    /// `[B]` log-probability under the reference, for a loss that compares with it.
+    pub(crate) fn reference(&self) -> Result<&Tensor> {
+        self.reference.as_ref().ok_or_else(|| {
             Error::input(
                 "reference",
                 "the reference's log-probabilities, as the loss compares with it",
                 "none",
             )
-        })?;
-        Ok(self.logp.f_sub(reference)?)
+        })
     }
 
     /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
@@ -234,15 +262,13 @@ impl Completions {
         Ok(logp.f_detach()?.f_mul_scalar(beta)?)
     }
 
-    /// The same completions with means per token in place of sums, on both sides.
+    /// The same completions with means per token in place of sums: policy, reference and the loss's own term.
     pub(crate) fn per_token(self) -> Result<Self> {
-        let reference = match &self.reference {
-            Some(reference) => Some(reference.f_div(&self.tokens)?),
-            None => None,
-        };
+        let mean = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.f_div(&self.tokens)).transpose();
         Ok(Completions {
             logp: self.mean_logp()?,
-            reference,
+            reference: mean(&self.reference)?,
+            term: mean(&self.term)?,
             ..self
         })
     }
@@ -273,6 +299,20 @@ mod tests {
     }
 
     #[test]
+    fn a_value_per_completion_is_spread_over_its_rows_and_collects_their_gradients() {
+        let rows = CompletionRows::new(&[2, 1, 3], Device::Cpu).unwrap();
+        let values = Tensor::from_slice(&[1.0f64, 2.0, 3.0]).set_requires_grad(true);
+        let spread = rows.spread(&values).unwrap();
+        assert_eq!(numbers(&spread), [1.0, 1.0, 2.0, 3.0, 3.0, 3.0]);
+        (spread * Tensor::from_slice(&[1.0f64, 10.0, 5.0, 1.0, 2.0, 3.0]))
+            .sum(Kind::Double)
+            .backward();
+        assert_eq!(numbers(&values.grad()), [11.0, 5.0, 6.0]);
+        let error = rows.spread(&values.narrow(0, 0, 2)).unwrap_err().to_string();
+        assert_eq!(error, "values per completion: expected [3], got [2]");
+    }
+
+    #[test]
     fn completions_sum_policy_and_reference_with_the_same_weights() {
         let logits = Tensor::from_slice(&[2.0f64, 1.0, 0.0, -1.0])
             .view([1, 4])
@@ -297,6 +337,13 @@ mod tests {
         let weights = Tensor::from_slice(&[1.0f64, 0.5, 1.0]);
         let ld = Completions::of(&stats, &rows, Some(&reference), Some(&weights)).unwrap();
         assert!(near(&ld.logp, &[-1.160285, -3.440190]) && near(ld.reference.as_ref().unwrap(), &[-2.0, -4.0]));
+        for (reference, weights) in [
+            (&reference, weights.narrow(0, 0, 1)),
+            (&reference.narrow(0, 0, 1), weights),
+        ] {
+            let error = Completions::of(&stats, &rows, Some(reference), Some(&weights)).unwrap_err();
+            assert!(error.to_string().starts_with("values per row: expected [3]"), "{error}");
+        }
         let mean = plain.per_token().unwrap();
         assert!(near(&mean.logp, &[-0.940190, -3.440190]) && near(mean.reference.as_ref().unwrap(), &[-1.5, -4.0]));
         let second = mean.narrow(1, 1).unwrap();

@@ -96,3 +96,83 @@ pub(crate) fn smoothing(name: &'static str, value: f64) -> Option<Error> {
         range: "a number from 0 up to, but not, 0.5",
     })
 }
+
+/// A share of labels believed to be wrong that must not be zero: where its logarithm is taken.
+pub(crate) fn inner_smoothing(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value > 0.0 && value < 0.5;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0 and below 0.5",
+    })
+}
+
+/// A share of a whole, both ends included.
+pub(crate) fn share(name: &'static str, value: f64) -> Option<Error> {
+    (!(0.0..=1.0).contains(&value)).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number from 0 to 1",
+    })
+}
+
+/// A share of a whole that must not be nothing.
+pub(crate) fn some_share(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value > 0.0 && value <= 1.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a number above 0, at most 1",
+    })
+}
+
+/// A bound that must lie above 1, where ratios start.
+pub(crate) fn above_one(name: &'static str, value: f64) -> Option<Error> {
+    let fine = value.is_finite() && value > 1.0;
+    (!fine).then(|| Error::Range {
+        name,
+        value: value.to_string(),
+        range: "a finite number above 1",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_have_both_ends_or_only_the_upper() {
+        for (value, whole, some) in [
+            (-1e-9, false, false),
+            (0.0, true, false),
+            (1e-300, true, true),
+            (1.0, true, true),
+            (1.0 + 1e-9, false, false),
+            (f64::NAN, false, false),
+        ] {
+            assert_eq!(share("x", value).is_none(), whole, "{value}");
+            assert_eq!(some_share("x", value).is_none(), some, "{value}");
+        }
+    }
+
+    #[test]
+    fn other_ranges_end_where_they_say() {
+        for (value, smooth, above) in [
+            (0.0, false, false),
+            (1e-300, true, false),
+            (0.499, true, false),
+            (0.5, false, false),
+            (1.0, false, false),
+            (1.0 + 1e-9, false, true),
+            (f64::INFINITY, false, false),
+            (f64::NAN, false, false),
+        ] {
+            assert_eq!(inner_smoothing("x", value).is_none(), smooth, "{value}");
+            assert_eq!(above_one("x", value).is_none(), above, "{value}");
+        }
+        assert!(smoothing("x", 0.0).is_none() && smoothing("x", 0.5).is_some() && smoothing("x", -1e-9).is_some());
+        assert!(finite("x", -1e300).is_none() && finite("x", f64::NAN).is_some());
+        assert!(positive("x", 1e-300).is_none() && positive("x", 0.0).is_some());
+        assert!(not_negative("x", 0.0).is_none() && not_negative("x", -1e-300).is_some());
+    }
+}

@@ -19,6 +19,10 @@ pub struct TokenRows {
     pub is_eos: Tensor,
     /// Examples in the micro-batch.
     pub n_examples: i64,
+    /// `[N]` how much each row counts in a loss that reads the text, `f64`; see [`Marks`](crate::token::Marks).
+    pub weight: Option<Tensor>,
+    /// `[N, C]` the tokens that each row's target is set against, `i64`, -1 for none.
+    pub candidates: Option<Tensor>,
 }
 
 impl TokenRows {
@@ -59,6 +63,8 @@ impl TokenRows {
             label: Tensor::f_from_slice(&label)?.f_to_device(device)?,
             is_eos: Tensor::f_from_slice(is_eos)?.f_to_device(device)?,
             n_examples: labels.len() as i64,
+            weight: None,
+            candidates: None,
         })
     }
 
@@ -76,6 +82,8 @@ impl TokenRows {
             label: part(&self.label)?,
             is_eos: part(&self.is_eos)?,
             n_examples: self.n_examples,
+            weight: self.weight.as_ref().map(part).transpose()?,
+            candidates: self.candidates.as_ref().map(part).transpose()?,
         })
     }
 
@@ -88,11 +96,13 @@ impl TokenRows {
             });
         }
         let columns = [
-            ("example", &self.example, Kind::Int64),
-            ("label", &self.label, Kind::Int64),
-            ("is_eos", &self.is_eos, Kind::Bool),
+            ("example", Some(&self.example), Kind::Int64),
+            ("label", Some(&self.label), Kind::Int64),
+            ("is_eos", Some(&self.is_eos), Kind::Bool),
+            ("weight", self.weight.as_ref(), Kind::Double),
         ];
         for (what, tensor, kind) in columns {
+            let Some(tensor) = tensor else { continue };
             if tensor.size() != [n] || tensor.f_kind()? != kind {
                 let got = format!("{:?} of {:?}", tensor.size(), tensor.f_kind()?);
                 return Err(Error::input(
@@ -129,8 +139,8 @@ impl TokenRows {
         }
         let own = TokenCounts::of(self)?;
         let (has, whole) = (own.all(), counts.all());
-        // Not `any(>)`: a NaN must not pass.
-        if !has.iter().zip(whole).all(|(has, whole)| *has <= whole) {
+        // Not `any(>)`: a NaN must not pass. Sums of weights may differ by rounding; counts are far enough apart.
+        if !has.iter().zip(whole).all(|(has, whole)| *has <= whole * (1.0 + 1e-9)) {
             return Err(Error::input(
                 "counts",
                 format!("rows of the whole batch, at least this part's {has:?}"),
@@ -158,6 +168,12 @@ pub struct TokenCounts {
     pub unlabelled: f64,
     /// Rows of unlabelled examples that are ends.
     pub unlabelled_eos: f64,
+    /// The sum of [`TokenRows::weight`] over the rows of positive examples.
+    pub positive_weight: f64,
+    /// The sum of the weights over the rows of negative examples.
+    pub negative_weight: f64,
+    /// The sum of the weights over the rows of unlabelled examples.
+    pub unlabelled_weight: f64,
 }
 
 impl TokenCounts {
@@ -180,16 +196,20 @@ impl TokenCounts {
     ///
     /// **Errors**: only libtorch's.
     pub fn of(rows: &TokenRows) -> Result<Self> {
-        // One transfer: the kinds are six numbers, label and end in one code.
+        // One transfer for both: label and end in one code.
         let code = rows
             .label
             .f_add_scalar(1)?
             .f_mul_scalar(2)?
             .f_add(&rows.is_eos.f_to_kind(Kind::Int64)?)?;
         let codes = Vec::<i64>::try_from(code.f_to_device(Device::Cpu)?)?;
-        Ok(TokenCounts::count(
-            codes.iter().map(|c| ((c / 2 - 1) as i8, c % 2 == 1)),
-        ))
+        let label = |code: &i64| (code / 2 - 1) as i8;
+        let counts = TokenCounts::count(codes.iter().map(|code| (label(code), code % 2 == 1)));
+        let Some(weight) = &rows.weight else {
+            return Ok(counts);
+        };
+        let weights = Vec::<f64>::try_from(weight.f_to_device(Device::Cpu)?)?;
+        Ok(counts.with_weights(codes.iter().map(label).zip(weights)))
     }
 
     /// All rows.
@@ -197,7 +217,7 @@ impl TokenCounts {
         self.positive + self.negative + self.unlabelled
     }
 
-    fn all(&self) -> [f64; 6] {
+    fn all(&self) -> [f64; 9] {
         [
             self.positive,
             self.positive_eos,
@@ -205,6 +225,9 @@ impl TokenCounts {
             self.negative_eos,
             self.unlabelled,
             self.unlabelled_eos,
+            self.positive_weight,
+            self.negative_weight,
+            self.unlabelled_weight,
         ]
     }
 }
@@ -220,6 +243,9 @@ impl Add for TokenCounts {
             negative_eos: self.negative_eos + other.negative_eos,
             unlabelled: self.unlabelled + other.unlabelled,
             unlabelled_eos: self.unlabelled_eos + other.unlabelled_eos,
+            positive_weight: self.positive_weight + other.positive_weight,
+            negative_weight: self.negative_weight + other.negative_weight,
+            unlabelled_weight: self.unlabelled_weight + other.unlabelled_weight,
         }
     }
 }

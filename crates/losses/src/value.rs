@@ -19,6 +19,20 @@ pub struct LossValue {
 }
 
 impl LossValue {
+    /// The sum of parts, each times its weight.
+    pub(crate) fn from_parts(parts: &[(f64, Part)], rows: &TokenRows) -> Result<Self> {
+        let mut terms = Vec::new();
+        let mut weighted = Vec::new();
+        for (weight, part) in parts {
+            weighted.push(part.values.f_mul_scalar(*weight)?);
+            if !part.empty {
+                terms.push((part.name, part.values.f_detach()?.f_sum(None)?));
+            }
+        }
+        let values = Tensor::f_stack(&weighted, 0)?.f_sum_dim_intlist([0i64].as_slice(), false, None)?;
+        LossValue::from_rows(&values, rows, terms)
+    }
+
     /// From what each row adds to the total, `[N]`.
     pub(crate) fn from_rows(values: &Tensor, rows: &TokenRows, terms: Vec<(&'static str, Tensor)>) -> Result<Self> {
         let column = values.f_detach()?.f_unsqueeze(1)?;
@@ -28,6 +42,27 @@ impl LossValue {
             total: values.f_sum(None)?,
             per_example: sums.f_squeeze_dim(1)?,
             terms,
+        })
+    }
+}
+
+/// One part of a loss: a mean over some rows of the whole batch.
+pub(crate) struct Part {
+    name: &'static str,
+    /// `[N]` what each row adds to the mean.
+    values: Tensor,
+    empty: bool,
+}
+
+impl Part {
+    /// The sum of `values` over the rows where `mask` is true, over `count`; zero where `count` is.
+    pub(crate) fn mean(name: &'static str, values: &Tensor, mask: &Tensor, count: f64) -> Result<Self> {
+        let empty = count == 0.0;
+        Ok(Part {
+            name,
+            // Without rows the sum is zero: any denominator leaves it there.
+            values: select(values, mask)?.f_div_scalar(if empty { 1.0 } else { count })?,
+            empty,
         })
     }
 }

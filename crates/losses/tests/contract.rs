@@ -4,11 +4,11 @@
 
 mod plain;
 
-use plain::{Made, all_finite, difference, numbers};
+use plain::{Made, Text, all_finite, difference, numbers};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 use unsay_losses::token::{Loss, Nll};
-use unsay_losses::{TokenCounts, TokenOp, TokenRows};
+use unsay_losses::{TokenCounts, TokenRows};
 
 const MIXED: [i8; 5] = [1, 0, -1, 0, 1];
 const LENGTHS: [usize; 5] = [3, 4, 2, 1, 5];
@@ -17,7 +17,7 @@ const LENGTHS: [usize; 5] = [3, 4, 2, 1, 5];
 fn losses() -> Vec<Loss> {
     tch::set_num_threads(1);
     let all = Loss::samples();
-    assert_eq!((Loss::NAMES.len(), all.len()), (3, 8));
+    assert_eq!((Loss::NAMES.len(), all.len()), (8, 19));
     all
 }
 
@@ -54,7 +54,7 @@ fn what_a_manifest_gets_wrong_is_named() {
         (r#"{"nll": {"alpha": 1.0}}"#, "unknown field `alpha`"),
         (
             r#"{"mle": {}}"#,
-            "unknown variant `mle`, expected one of `cringe`, `nll`, `unlikelihood`",
+            "unknown variant `mle`, expected one of `contrastive_token`, `cringe`, `gradient_ascent`, `nll`, `sigmoid`",
         ),
     ];
     for (text, expected) in cases {
@@ -106,6 +106,16 @@ fn value_and_gradient_equal_full_logits() {
             assert!(difference(&op.hidden, &plain.hidden) < 1e-12, "{loss:?}");
             assert!(difference(&op.embedding, &plain.embedding) < 1e-12, "{loss:?}");
         }
+        for chunk in [1, 4, 100] {
+            let fused = made.fused(loss, &made.counts(), chunk);
+            assert!((fused.total() - plain.total()).abs() < 1e-12, "{loss:?}");
+            assert!(difference(&fused.hidden, &plain.hidden) < 1e-12, "{loss:?}");
+            assert!(difference(&fused.embedding, &plain.embedding) < 1e-12, "{loss:?}");
+            assert!(
+                difference(&fused.value.per_example, &plain.value.per_example) < 1e-12,
+                "{loss:?}"
+            );
+        }
     }
 }
 
@@ -144,7 +154,7 @@ fn gradient_equals_finite_differences() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 7);
+    assert_eq!(compared, 18);
 }
 
 #[test]
@@ -163,6 +173,12 @@ fn logits_of_ten_thousand_stay_finite_in_value_and_gradient() {
                         is_eos: vec![false, false],
                         labels: vec![label, 1],
                         draws: vec![0.0, 0.999],
+                        // Everything was said before.
+                        text: Text {
+                            prompts: vec![(0..7).collect(), (0..7).collect()],
+                            completions: vec![vec![5, target], vec![target]],
+                            position: vec![1, 0],
+                        },
                     };
                     let mut with_unlabelled = made.counts();
                     with_unlabelled.unlabelled += 1.0;
@@ -192,16 +208,16 @@ fn order_and_padding_change_nothing() {
         let padded =
             Tensor::cat(&[made.hidden.shallow_clone(), made.hidden.full_like(f64::NAN)], 0).set_requires_grad(true);
         let picked = padded.narrow(0, 0, made.n_rows() as i64);
-        let op = TokenOp::new(
-            &picked,
-            &made.embedding,
-            &Tensor::from_slice(&made.targets),
-            &loss.needs(),
-        )
-        .unwrap();
+        let rows = made.rows_for(&loss);
+        let op = made.op(&loss, &picked, &made.embedding, &rows);
         let stats = op.forward().unwrap();
         let value = loss
-            .evaluate(&stats, &made.token_rows(), &made.counts(), Some(&made.draws()))
+            .evaluate(
+                &stats,
+                &rows,
+                &made.weighted(&loss, &made.counts()),
+                Some(&made.draws()),
+            )
             .unwrap();
         value.total.backward();
         op.surrogate(&stats).unwrap().backward();
@@ -285,10 +301,15 @@ fn an_empty_batch_is_an_error() {
 fn a_batch_of_only_positives_is_plain_likelihood() {
     let made = Made::new(3, &LENGTHS, &[1, -1, 1, 1, -1], 6, 17);
     let expected = made.through_op(&Loss::Nll(Nll {}), &made.counts(), None);
+    let more_on_positives = |loss: &Loss| match loss {
+        Loss::Cringe(cringe) => cringe.contrast_on_positives,
+        Loss::Sigmoid(sigmoid) => sigmoid.sigmoid_on_positives,
+        Loss::GradientAscent(ascent) => ascent.retain < 1.0,
+        Loss::ContrastiveToken(_) | Loss::UnlikelihoodContext(_) => true,
+        Loss::Nll(_) | Loss::Unlikelihood(_) | Loss::UnlikelihoodRepetition(_) => false,
+    };
     for loss in losses() {
-        if let Loss::Cringe(cringe) = &loss
-            && cringe.contrast_on_positives
-        {
+        if more_on_positives(&loss) {
             continue;
         }
         let ours = made.through_op(&loss, &made.counts(), None);
@@ -307,19 +328,10 @@ fn a_batch_of_only_positives_is_plain_likelihood() {
 fn a_batch_with_nothing_to_learn_from_is_an_error_with_a_hint() {
     let negative = Made::new(3, &[2, 3], &[0, 0], 6, 17);
     let evaluate = |loss: &Loss, made: &Made| {
-        let op = TokenOp::new(
-            &made.hidden,
-            &made.embedding,
-            &Tensor::from_slice(&made.targets),
-            &loss.needs(),
-        )
-        .unwrap();
-        loss.evaluate(
-            &op.forward().unwrap(),
-            &made.token_rows(),
-            &made.counts(),
-            Some(&made.draws()),
-        )
+        let rows = made.rows_for(loss);
+        let op = made.op(loss, &made.hidden, &made.embedding, &rows);
+        let counts = made.weighted(loss, &made.counts());
+        loss.evaluate(&op.forward().unwrap(), &rows, &counts, Some(&made.draws()))
     };
     for loss in losses() {
         let result = evaluate(&loss, &negative);
@@ -327,10 +339,13 @@ fn a_batch_with_nothing_to_learn_from_is_an_error_with_a_hint() {
             assert!(all_finite(&result.unwrap().total));
             continue;
         }
+        let name = loss.name();
         assert_eq!(
             result.unwrap_err().to_string(),
-            "`nll` has nothing to learn from: 0 positive, 5 negative and 0 unlabelled tokens\n\
-             hint: `nll` learns from positive and unlabelled examples; add some to every batch"
+            format!(
+                "`{name}` has nothing to learn from: 0 positive, 5 negative and 0 unlabelled tokens\n\
+                 hint: `{name}` learns from positive and unlabelled examples; add some to every batch"
+            )
         );
     }
     let only_ends: Loss = serde_json::from_str(r#"{"cringe": {"alpha": 1.0, "k": 2, "count_eos": false}}"#).unwrap();
@@ -347,11 +362,9 @@ fn a_batch_with_nothing_to_learn_from_is_an_error_with_a_hint() {
 fn counts_and_rows_that_do_not_fit_are_errors() {
     let made = batch(1);
     for loss in losses() {
-        let targets = Tensor::from_slice(&made.targets);
-        let stats = TokenOp::new(&made.hidden, &made.embedding, &targets, &loss.needs())
-            .unwrap()
-            .forward()
-            .unwrap();
+        let rows = made.rows_for(&loss);
+        let stats = made.op(&loss, &made.hidden, &made.embedding, &rows).forward().unwrap();
+        let counts = made.weighted(&loss, &made.counts());
         let error = |rows: &TokenRows, counts: &TokenCounts| {
             loss.evaluate(&stats, rows, counts, Some(&made.draws()))
                 .unwrap_err()
@@ -359,41 +372,39 @@ fn counts_and_rows_that_do_not_fit_are_errors() {
         };
         let few = TokenCounts {
             negative: 4.0,
-            ..made.counts()
+            ..counts
         };
-        assert!(error(&made.token_rows(), &few).starts_with("counts: expected rows of the whole batch, at least"));
+        assert!(error(&rows, &few).starts_with("counts: expected rows of the whole batch, at least"));
         let nan = TokenCounts {
             negative: f64::NAN,
-            ..made.counts()
+            ..counts
         };
-        assert!(error(&made.token_rows(), &nan).starts_with("counts: expected rows of the whole batch, at least"));
-        let short = made.rows(&[0, 1]).token_rows();
+        assert!(error(&rows, &nan).starts_with("counts: expected rows of the whole batch, at least"));
+        let short = made.rows(&[0, 1]).rows_for(&loss);
         assert_eq!(
-            error(&short, &made.counts()),
+            error(&short, &counts),
             "example: expected [15] of Int64, as `stats` has 15 rows, got [2] of Int64"
         );
         let strange = TokenRows {
-            label: made.token_rows().label + 1,
-            ..made.token_rows()
+            label: rows.label.shallow_clone() + 1,
+            ..made.rows_for(&loss)
         };
         assert_eq!(
-            error(&strange, &made.counts()),
+            error(&strange, &counts),
             "label: expected 1 (positive), 0 (negative) or -1 (unlabelled), got 2"
         );
         let outside = TokenRows {
             n_examples: 3,
-            ..made.token_rows()
+            ..made.rows_for(&loss)
         };
-        assert_eq!(error(&outside, &made.counts()), "example: expected 0..3, got 4");
+        assert_eq!(error(&outside, &counts), "example: expected 0..3, got 4");
         if loss.draws_per_row() > 0 {
             for draws in [
                 None,
                 Some(Tensor::zeros([15, 2], (Kind::Double, Device::Cpu))),
                 Some(made.draws() + 1.0),
             ] {
-                let error = loss
-                    .evaluate(&stats, &made.token_rows(), &made.counts(), draws.as_ref())
-                    .unwrap_err();
+                let error = loss.evaluate(&stats, &rows, &counts, draws.as_ref()).unwrap_err();
                 assert!(
                     error
                         .to_string()

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 use unsay_data::{Batch, Encoded};
-use unsay_losses::token::Loss;
+use unsay_losses::token::{Loss, Marks};
 use unsay_losses::{TokenCounts, TokenOp, TokenRows, token_metrics};
 use unsay_model::{Decoder, Params};
 
@@ -24,6 +24,8 @@ pub struct LanguageObjective {
 /// One micro-batch on the host.
 struct Piece {
     batch: Batch,
+    /// What the loss reads from the text of each example.
+    marks: Vec<Marks>,
     counts: TokenCounts,
     /// The first of each row's draws in the table of the logical batch.
     draws: Vec<usize>,
@@ -63,8 +65,10 @@ impl LanguageObjective {
         let mut rows_of = vec![0; batch.places.len()];
         for group in groups {
             let encoded = group.iter().map(|&position| self.examples.get(batch.places[position]));
-            let batch = Batch::new(&encoded.collect::<Result<Vec<_>>>()?)?;
-            let counts = counts_of(&batch);
+            let encoded = encoded.collect::<Result<Vec<_>>>()?;
+            let batch = Batch::new(&encoded)?;
+            let marks = marks_of(&self.loss, &encoded);
+            let counts = counts_of(&batch, &marks);
             batch
                 .rows
                 .example
@@ -72,6 +76,7 @@ impl LanguageObjective {
                 .for_each(|&example| rows_of[group[example as usize]] += 1);
             pieces.push(Piece {
                 batch,
+                marks,
                 counts,
                 draws: Vec::new(),
             });
@@ -106,8 +111,14 @@ impl LanguageObjective {
             .f_reshape([-1, width])?
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
         let embedding = self.decoder.output_embedding();
-        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?;
+        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
+            .with_gradient_in_place();
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
+        let rows = rows.with_marks(&piece.marks)?;
+        let op = match &rows.candidates {
+            Some(ids) => op.with_candidates(ids)?,
+            None => op,
+        };
         let fused = op.fused_loss(&*self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
         sums.add_loss(&fused.value.total, &fused.value.per_example)?;
         for (name, term) in &fused.value.terms {
@@ -146,7 +157,7 @@ impl LanguageObjective {
 fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &'a Encoded>) -> Result<()> {
     let mut counts = TokenCounts::default();
     for encoded in examples {
-        counts += counts_of(&Batch::new(&[encoded])?);
+        counts += counts_of(&Batch::new(&[encoded])?, &marks_of(loss, &[encoded]));
     }
     if loss.rows_trained(&counts) > 0.0 {
         return Ok(());
@@ -166,9 +177,26 @@ fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &
     )))
 }
 
-fn counts_of(batch: &Batch) -> TokenCounts {
+/// What the loss reads from the text of the examples; nothing for most losses.
+fn marks_of(loss: &Loss, encoded: &[&Encoded]) -> Vec<Marks> {
+    let one = |encoded: &&Encoded| {
+        let ids: Vec<i64> = encoded.ids.iter().map(|&id| i64::from(id)).collect();
+        // That there is a completion is for the batch to check.
+        let (prompt, completion) = ids.split_at_checked(encoded.completion_start)?;
+        loss.marks(prompt, completion)
+    };
+    encoded.iter().filter_map(one).collect()
+}
+
+/// The rows of a micro-batch by label, with the weights of their marks.
+fn counts_of(batch: &Batch, marks: &[Marks]) -> TokenCounts {
     let kinds = batch.rows.example.iter().zip(&batch.rows.is_eos);
-    TokenCounts::count(kinds.map(|(&example, &is_eos)| (batch.labels[example as usize], is_eos)))
+    let counts = TokenCounts::count(kinds.map(|(&example, &is_eos)| (batch.labels[example as usize], is_eos)));
+    let weights = marks.iter().zip(&batch.labels).flat_map(|(marks, &label)| {
+        let weights = marks.weights.iter().flatten();
+        weights.map(move |&weight| (label, weight))
+    });
+    counts.with_weights(weights)
 }
 
 /// The names of the logs, where every side is `pos` or `neg`.

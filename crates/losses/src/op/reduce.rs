@@ -65,10 +65,11 @@ impl TokenOp {
         Ok(self.cool(logits)?.f_log_softmax(-1, None)?)
     }
 
-    fn cool(&self, mut logits: Tensor) -> Result<Tensor> {
+    /// Divides by the temperature.
+    pub(super) fn cool(&self, values: Tensor) -> Result<Tensor> {
         Ok(match self.temperature {
-            None => logits,
-            Some(t) => logits.f_div_scalar_(t)?,
+            None => values,
+            Some(t) => values.f_div_scalar(t)?,
         })
     }
 

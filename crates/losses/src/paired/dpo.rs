@@ -10,7 +10,7 @@ use crate::{Card, Described, Error, Result};
 /// DPO, and with label smoothing its conservative form cDPO.
 ///
 /// `L = −(1 − ε) log σ(β h) − ε log σ(−β h)` with `h = c − r`, `c` and `r` the log-ratios of the chosen and the rejected
-/// completion to the reference.
+/// completion to the reference. With [`Logps::Mean`](super::Logps::Mean) it is length-normalised DPO.
 ///
 /// **Shapes**: see [`PairedLoss::values`].
 ///
@@ -25,7 +25,7 @@ use crate::{Card, Described, Error, Result};
 /// Your language model is secretly a reward model", 2023, eq. 7; label smoothing: E. Mitchell, "A note on DPO with noisy
 /// preferences and relationship to IPO", 2023, eq. 3.
 ///
-/// **Differs from the paper**: no.
+/// **Differs from the paper**: no. TRL 1.10 ignores label smoothing for this loss; here it counts.
 ///
 /// ```
 /// use tch::Tensor;
@@ -52,7 +52,7 @@ pub struct Dpo {
     pub label_smoothing: f64,
 }
 
-/// `[B]` `−(1 − ε) log σ(x) − ε log σ(−x)`: the smoothed logistic loss that DPO and its relatives share.
+/// `[B]` `−(1 − ε) log σ(x) − ε log σ(−x)`: the smoothed logistic loss that DPO and its relatives share, for any `ε`.
 pub(crate) fn logistic(x: &Tensor, label_smoothing: f64) -> Result<Tensor> {
     let right = x.f_log_sigmoid()?.f_mul_scalar(label_smoothing - 1.0)?;
     let wrong = x.f_neg()?.f_log_sigmoid()?.f_mul_scalar(label_smoothing)?;
@@ -88,13 +88,36 @@ impl PairedLoss for Dpo {
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
-        logistic(&chosen.f_sub(&rejected)?.f_mul_scalar(self.beta)?, self.label_smoothing)
+        logistic(&pairs.margin()?.f_mul_scalar(self.beta)?, self.label_smoothing)
     }
 
     fn samples() -> Vec<Self> {
         [(0.1, 0.0), (0.5, 0.2)]
             .map(|(beta, label_smoothing)| Dpo { beta, label_smoothing })
             .to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paired::pairs::tests::assert_pair;
+
+    #[test]
+    fn smoothing_turns_the_push_round_where_the_labels_are_sure_enough() {
+        let loss = |label_smoothing| Dpo {
+            beta: 0.1,
+            label_smoothing,
+        };
+        assert_pair(&loss(0.0), [2.0, -5.0], [0.403186, -0.0331812, 0.0331812]);
+        assert_pair(&loss(0.1), [2.0, -5.0], [0.473186, -0.0231812, 0.0231812]);
+        let certain = 10.0 * 9f64.ln();
+        assert_pair(
+            &loss(0.1),
+            [certain, 0.0],
+            [-0.9 * 0.9f64.ln() - 0.1 * 0.1f64.ln(), 0.0, 0.0],
+        );
+        assert_pair(&loss(0.1), [1e4, -1e4], [200.0, 0.01, -0.01]);
+        assert_pair(&loss(0.0), [-1e4, 1e4], [2000.0, -0.1, 0.1]);
     }
 }

@@ -4,9 +4,28 @@
 //! token log-probabilities become those of a completion, the divergence behind the rewards, weights per pair, and a
 //! likelihood term that anchors the chosen completion.
 
+mod alphapo;
+mod aot;
+mod aot_unpaired;
+mod apo_down;
+mod apo_zero;
+mod bco_pair;
+mod cpo;
+mod discopop;
 mod dpo;
+mod exo;
+mod hinge;
+mod ipo;
+mod ipo_mean;
+mod nca;
 mod objective;
+mod orpo;
 mod pairs;
+mod pairwise_cringe;
+mod robust;
+mod simpo;
+mod slic_hf;
+mod sppo;
 
 use tch::Tensor;
 
@@ -19,7 +38,26 @@ use crate::{Baseline, Described, Needs, Result, TokenStats};
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
     dyn PairedLoss:
+    Alphapo => alphapo,
+    Aot => aot,
+    AotUnpaired => aot_unpaired,
+    ApoDown => apo_down,
+    ApoZero => apo_zero,
+    BcoPair => bco_pair,
+    Cpo => cpo,
+    Discopop => discopop,
     Dpo => dpo,
+    Exo => exo,
+    Hinge => hinge,
+    Ipo => ipo,
+    IpoMean => ipo_mean,
+    Nca => nca,
+    Orpo => orpo,
+    PairwiseCringe => pairwise_cringe,
+    Robust => robust,
+    Simpo => simpo,
+    SlicHf => slic_hf,
+    Sppo => sppo,
 }
 
 /// A loss over pairs.
@@ -38,7 +76,8 @@ pub trait PairedLoss: Described {
         false
     }
 
-    /// Whether [`Divergence`]s other than the reverse KL make sense for it.
+    /// Whether [`Divergence`]s other than the reverse KL make sense for it: only for a loss of [`Pairs::margin`], in
+    /// which the constant that a score is defined up to cancels.
     fn takes_divergence(&self) -> bool {
         self.uses_reference()
     }
@@ -64,7 +103,8 @@ pub trait PairedLoss: Described {
     }
 
     /// Whether the value of a pair depends on the other pairs of the batch. Such a loss must see the whole batch at
-    /// once: splitting it into micro-batches would change the objective.
+    /// once: splitting it into micro-batches would change the objective. Its terms belong to no pair, so it takes no
+    /// weights per pair.
     fn couples_pairs(&self) -> bool {
         false
     }
@@ -81,13 +121,21 @@ pub trait PairedLoss: Described {
     fn values(&self, pairs: &Pairs) -> Result<Tensor>;
 
     /// `[B]` and `[B]` the implicit rewards of chosen and rejected completions, for the log: `β` times the log-ratio to
-    /// the reference, or `β` times the log-probability where there is none.
+    /// the reference, or `β` times the log-probability where there is none; per token where the loss is.
     ///
     /// **Errors**: as [`PairedLoss::values`].
     fn rewards(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
         let uses_reference = self.uses_reference() && !pairs.reference_free;
         let reward = |side: &crate::Completions| side.reward(self.beta(), uses_reference, self.per_token());
         Ok((reward(&pairs.chosen)?, reward(&pairs.rejected)?))
+    }
+
+    /// `[B]` each, named numbers per pair of its own for the log, whose means over the pairs of the whole batch are
+    /// reported.
+    ///
+    /// **Errors**: as [`PairedLoss::values`].
+    fn extra_terms(&self, _pairs: &Pairs) -> Result<Vec<(&'static str, Tensor)>> {
+        Ok(Vec::new())
     }
 
     /// Settings that between them use every switch.

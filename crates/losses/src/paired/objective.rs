@@ -15,11 +15,11 @@ pub enum Logps {
     /// Their sum.
     #[default]
     Sum,
-    /// Their mean: length-normalised preference losses. It changes the meaning of `beta`.
+    /// Their mean: length-normalised preference losses, such as TRL's `sigmoid_norm`. It changes the meaning of `beta`.
     Mean,
     /// Their sum, with the tokens beyond the length of the pair's shorter completion weighted by `alpha`:
     /// W. Liu, Y. Bai, C. Han, R. Weng, J. Xu, X. Cao, J. Wang, X. Cai, "Length desensitization in direct preference
-    /// optimization", 2024, eq. 10.
+    /// optimization", 2024, eq. 10. TRL 0.24 weights the policy alone.
     Ld {
         /// In `[0, 1]`; 1 is the sum.
         alpha: f64,
@@ -37,15 +37,16 @@ pub enum Weighting {
     /// W. Zhou, R. Agrawal, S. Zhang, S. R. Indurthi, S. Zhao, K. Song, S. Xu, C. Zhu, "WPO: Enhancing RLHF with
     /// weighted preference optimization", 2024, eq. 3 and §3.3.
     Wpo {
-        /// Whether weights are held at 1, as released code does.
+        /// Whether a pair's weight is held at 1, as TRL 0.24 does and TRL 1.10 does not.
         clamp: bool,
     },
 }
 
 /// A loss over pairs with everything around it: the manifest form of training on pairs.
 ///
-/// `L = (1/B) Σ w_i ℓ(c_i, r_i) + (a / n₊) Σ₊ −log p(y_t)` with `ℓ` the loss, `w` the [`Weighting`], `a` the sum of
-/// [`Objective::nll`] and the loss's own, `n₊` the tokens of chosen completions in the whole batch.
+/// `L = (1/B) Σ w_i ℓ(c_i, r_i) + (a / n₊) Σ₊ −log p(y_t)` with `ℓ` the loss, `B` the pairs of the whole batch, `w` the
+/// [`Weighting`], `a` the sum of [`Objective::nll`] and the loss's own, `n₊` the tokens of chosen completions in the
+/// whole batch. A part that does not go with the loss is an error, not ignored.
 ///
 /// ```
 /// use unsay_losses::paired::Objective;
@@ -125,8 +126,12 @@ impl Objective {
             _ => {}
         }
         if self.divergence != Divergence::ReverseKl && !self.loss.takes_divergence() {
-            let range = "`reverse_kl`, as the loss is not made of log-ratios or fixes their meaning";
+            let range = "`reverse_kl`, as the loss is not one of the difference of two log-ratios";
             refuse("divergence", format!("{:?}", self.divergence), range);
+        }
+        if self.weighting != Weighting::None && self.loss.couples_pairs() {
+            let range = "`none`, as the loss compares whole batches and its terms belong to no pair";
+            refuse("weighting", format!("{:?}", self.weighting), range);
         }
         if self.reference_free && !self.loss.uses_reference() {
             refuse(
@@ -145,9 +150,10 @@ impl Objective {
 
     /// What it reads from the op.
     pub fn needs(&self) -> Needs {
+        let own = self.loss.needs();
         Needs {
-            collision: self.weighting != Weighting::None,
-            ..self.loss.needs()
+            collision: own.collision || self.weighting != Weighting::None,
+            ..own
         }
     }
 
@@ -169,6 +175,10 @@ impl Objective {
         };
         let mut both = Completions::of(batch.stats, batch.rows, reference, weights.as_ref())?;
         if let Some(term) = self.loss.token_term(batch.stats, batch.draws)? {
+            let term = match &weights {
+                Some(weights) => term.f_mul(weights)?,
+                None => term,
+            };
             both.term = Some(batch.rows.sums(&term)?);
         }
         if self.weighting != Weighting::None {
@@ -189,9 +199,10 @@ impl Objective {
 
     /// The value on one micro-batch, divided by counts of the whole batch.
     ///
-    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly above
-    /// rejected), `logp_chosen` and `logp_rejected` (sums per completion), means over pairs; `nll_chosen`, a mean over
-    /// tokens, where the likelihood is part of the objective.
+    /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly
+    /// above rejected), `logp_chosen` and `logp_rejected` (sums per completion) and the loss's own
+    /// [`extra_terms`](super::PairedLoss::extra_terms), means over pairs; `nll_chosen`, a mean over tokens, where the
+    /// likelihood is part of the objective.
     ///
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
@@ -215,14 +226,10 @@ impl Objective {
                 format!("{} of {}", own.pairs, counts.pairs),
             ));
         }
-        if self.loss.baseline().is_some() && batch.baseline.is_none_or(|b| !b.is_finite()) {
-            return Err(Error::input(
-                "baseline",
-                "the finite whole-batch number that the loss subtracts from rewards",
-                format!("{:?}", batch.baseline),
-            ));
-        }
         let pairs = self.pairs(batch)?;
+        if self.loss.baseline().is_some() {
+            pairs.wanted_baseline()?;
+        }
         let mut values = self.loss.values(&pairs)?;
         if let Weighting::Wpo { clamp } = self.weighting {
             values = values.f_mul(&wpo_weights(&pairs, clamp)?)?;
@@ -250,7 +257,7 @@ impl Objective {
         let logp = batch.rows.sums(&batch.stats.logp.f_detach()?)?;
         let b = pairs.chosen.n();
         let mean = |t: &Tensor| -> Result<Tensor> { Ok(t.f_sum(None)?.f_div_scalar(counts.pairs)?) };
-        Ok(vec![
+        let mut terms = vec![
             ("reward_chosen", mean(&chosen)?),
             ("reward_rejected", mean(&rejected)?),
             ("reward_margin", mean(&chosen.f_sub(&rejected)?)?),
@@ -260,7 +267,11 @@ impl Objective {
             ),
             ("logp_chosen", mean(&logp.f_narrow(0, 0, b)?)?),
             ("logp_rejected", mean(&logp.f_narrow(0, b, b)?)?),
-        ])
+        ];
+        for (name, per_pair) in self.loss.extra_terms(pairs)? {
+            terms.push((name, mean(&per_pair.f_detach()?)?));
+        }
+        Ok(terms)
     }
 }
 

@@ -1,8 +1,67 @@
 //! Binary cross-entropy of a classifier.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Error, Result};
+use super::{Feedback, ScoreLoss, Scores};
+use crate::{Card, Described, Error, Result};
+
+/// Binary cross-entropy of labelled scores: [`pointwise`] as a registered loss.
+///
+/// `L = −t log σ(x) − (1 − t) log(1 − σ(x))` with `x` the score and `t` its label.
+///
+/// **Shapes**: [`Scores::Labels`]; see [`ScoreLoss::values`].
+///
+/// **Parameters**: none.
+///
+/// **Errors**: those of [`ScoreLoss::evaluate`] and [`pointwise`].
+///
+/// **On negatives**, **Reference**, **Differs from the paper**: see [`pointwise`].
+///
+/// ```
+/// use tch::Tensor;
+/// use unsay_losses::scores::{Pointwise, ScoreLoss, Scores};
+///
+/// # fn main() -> Result<(), unsay_losses::Error> {
+/// let (score, target) = (Tensor::from_slice(&[1.0f64]), Tensor::from_slice(&[0i64]));
+/// let value = Pointwise {}.values(&Scores::Labels { score: &score, target: &target })?;
+/// assert!((value.double_value(&[0]) - 1.313262).abs() < 1e-6); // log(1 + e)
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pointwise {}
+
+impl Described for Pointwise {
+    fn card(&self) -> Card {
+        Card {
+            name: "pointwise",
+            summary: "binary cross-entropy of labelled scores",
+            formula: "−t log σ(x) − (1 − t) log(1 − σ(x))",
+            on_negatives: "score down by σ(x); bounded by 1",
+            source: "Cox 1958",
+        }
+    }
+
+    fn problems(&self) -> Vec<Error> {
+        Vec::new()
+    }
+}
+
+impl ScoreLoss for Pointwise {
+    fn feedback(&self) -> Feedback {
+        Feedback::Labels
+    }
+
+    fn values(&self, scores: &Scores<'_>) -> Result<Tensor> {
+        let (score, target) = scores.labels()?;
+        pointwise(score, target)
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Pointwise {}]
+    }
+}
 
 /// Binary cross-entropy of each example, from its logit.
 ///

@@ -116,40 +116,59 @@ impl Cringe {
             contrasted(counts.negative, counts.negative_eos) + on_positives,
         )
     }
+}
 
-    /// `softplus` of the worse logit minus the better one, per row.
-    fn contrast(
-        &self,
-        stats: &TokenStats,
-        rows: &TokenRows,
-        targets_better: &Tensor,
-        draws: &Tensor,
-    ) -> Result<Tensor> {
-        let target = wanted("stats.target_logit", &stats.target_logit)?;
-        let top = wanted("stats.top_logits", &stats.top_logits)?;
-        let ids = wanted("stats.top_ids", &stats.top_ids)?;
-        let n = rows.label.size()[0];
-        let wanted_size = [n, self.k as i64 + 1];
-        if top.size() != wanted_size {
-            return Err(Error::input(
-                "stats.top_logits",
-                format!("{wanted_size:?}"),
-                format!("{:?}", top.size()),
-            ));
-        }
-        let chosen = draw(top, ids, &stats.targets, draws)?;
-        let sampled = top.f_gather(1, &chosen, false)?.f_squeeze_dim(1)?;
-        let sampled = if self.detach_positives {
-            sampled.f_detach()?
-        } else {
-            sampled
-        };
-        let worse_minus_better = sampled
-            .f_sub(target)?
-            .f_where_self(targets_better, &target.f_sub(&sampled)?)?;
-        // softplus(x) = −log σ(−x), exact for every x; libtorch's softplus turns linear past 20.
-        Ok(worse_minus_better.f_neg()?.f_log_sigmoid()?.f_neg()?)
+/// What [`contrast`] reads from the op.
+pub(crate) fn contrast_needs(k: usize) -> Needs {
+    Needs {
+        top_k: k.saturating_add(1),
+        target_logit: true,
+        ..Needs::default()
     }
+}
+
+/// Whether there are as many candidates as [`contrast`] can draw from.
+pub(crate) fn candidates(name: &'static str, k: usize) -> Option<Error> {
+    (k == 0 || k > MAX_K).then(|| Error::Range {
+        name,
+        value: k.to_string(),
+        range: "a whole number from 1 to 65536",
+    })
+}
+
+/// `[N]` the contrast of every row with its drawn candidate: `softplus` of the worse logit minus the better one.
+///
+/// The target is the worse one, except where `targets_better` `[N]` says otherwise. `detach_drawn` keeps the gradient from
+/// the drawn logit.
+pub(crate) fn contrast(
+    stats: &TokenStats,
+    k: usize,
+    detach_drawn: bool,
+    targets_better: Option<&Tensor>,
+    draws: Option<&Tensor>,
+) -> Result<Tensor> {
+    let draws = one_per_row(draws, stats)?;
+    let target = wanted("stats.target_logit", &stats.target_logit)?;
+    let top = wanted("stats.top_logits", &stats.top_logits)?;
+    let ids = wanted("stats.top_ids", &stats.top_ids)?;
+    let wanted_size = [stats.n_rows(), k as i64 + 1];
+    if top.size() != wanted_size {
+        return Err(Error::input(
+            "stats.top_logits",
+            format!("{wanted_size:?}"),
+            format!("{:?}", top.size()),
+        ));
+    }
+    let place = draw(top, ids, &stats.targets, draws)?;
+    let drawn = top.f_gather(1, &place, false)?.f_squeeze_dim(1)?;
+    let drawn = if detach_drawn { drawn.f_detach()? } else { drawn };
+    let target_minus_drawn = target.f_sub(&drawn)?;
+    let better_minus_worse = match targets_better {
+        Some(better) => target_minus_drawn.f_where_self(better, &target_minus_drawn.f_neg()?)?,
+        None => target_minus_drawn.f_neg()?,
+    };
+    // softplus(−x) = −log σ(x), exact for every x; libtorch's softplus turns linear past 20.
+    Ok(better_minus_worse.f_log_sigmoid()?.f_neg()?)
 }
 
 /// `[N, 1]` the place among the `k + 1` largest logits that each draw picks: inverse distribution function of the
@@ -180,7 +199,7 @@ fn draw(top: &Tensor, ids: &Tensor, targets: &Tensor, draws: &Tensor) -> Result<
 /// Checks that there is one uniform draw per row.
 fn one_per_row<'a>(draws: Option<&'a Tensor>, stats: &TokenStats) -> Result<&'a Tensor> {
     let expected = format!(
-        "[{}, 1], uniform in [0, 1), as `cringe` draws once per row",
+        "[{}, 1], uniform in [0, 1), as the contrast draws once per row",
         stats.n_rows()
     );
     let Some(draws) = draws else {
@@ -220,22 +239,13 @@ impl Described for Cringe {
 
     fn problems(&self) -> Vec<Error> {
         let alpha = not_negative("cringe.alpha", self.alpha);
-        let k = (self.k == 0 || self.k > MAX_K).then(|| Error::Range {
-            name: "cringe.k",
-            value: self.k.to_string(),
-            range: "a whole number from 1 to 65536",
-        });
-        alpha.into_iter().chain(k).collect()
+        alpha.into_iter().chain(candidates("cringe.k", self.k)).collect()
     }
 }
 
 impl TokenLoss for Cringe {
     fn needs(&self) -> Needs {
-        Needs {
-            top_k: self.k.saturating_add(1),
-            target_logit: true,
-            ..Needs::default()
-        }
+        contrast_needs(self.k)
     }
 
     fn draws_per_row(&self) -> usize {
@@ -266,7 +276,6 @@ impl TokenLoss for Cringe {
             counts,
             "see `ce_on_positives`, `contrast_on_positives` and `count_eos`",
         )?;
-        let draws = one_per_row(draws, stats)?;
         let n = self.rows_trained(counts);
         let (n_likelihood, n_contrast) = self.parts(counts);
         let (positive, negative) = (rows.label.f_eq(1)?, rows.label.f_eq(0)?);
@@ -283,7 +292,7 @@ impl TokenLoss for Cringe {
             false => either.f_logical_and(&rows.is_eos.f_logical_not()?)?,
         };
         let nll = stats.logp.f_neg()?;
-        let contrast = self.contrast(stats, rows, &positive, draws)?;
+        let contrast = contrast(stats, self.k, self.detach_positives, Some(&positive), draws)?;
         let values = select(&nll, &likely)?.f_add(&select(&contrast, &contrasted)?.f_mul_scalar(self.alpha)?)?;
         let terms = [
             term("ce_loss", &nll, &likely, n_likelihood)?,

@@ -1,11 +1,20 @@
 //! Losses that label whole completions and train on their tokens: each example is positive, negative or
 //! unlabelled.
 
+mod contrastive_token;
 mod cringe;
+mod gradient_ascent;
+mod marks;
 mod nll;
+mod sigmoid;
 mod unlikelihood;
+mod unlikelihood_context;
+mod unlikelihood_repetition;
 
 use tch::Tensor;
+
+pub(crate) use cringe::{candidates, contrast, contrast_needs};
+pub use marks::Marks;
 
 use crate::registry::registry;
 use crate::{Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -23,9 +32,14 @@ registry! {
     /// assert!(typo.unwrap_err().to_string().starts_with("unknown field `beta`"));
     /// ```
     dyn TokenLoss:
+    ContrastiveToken => contrastive_token,
     Cringe => cringe,
+    GradientAscent => gradient_ascent,
     Nll => nll,
+    Sigmoid => sigmoid,
     Unlikelihood => unlikelihood,
+    UnlikelihoodContext => unlikelihood_context,
+    UnlikelihoodRepetition => unlikelihood_repetition,
 }
 
 /// A loss over the tokens of labelled completions.
@@ -38,6 +52,17 @@ pub trait TokenLoss: Described {
     /// How many uniform draws it takes per row.
     fn draws_per_row(&self) -> usize {
         0
+    }
+
+    /// What it reads from the text of one example, beside the stats: token ids in, nothing else needed. `None` for the
+    /// losses that do not look at the text; otherwise [`TokenRows::with_marks`] must bring it to
+    /// [`evaluate`](TokenLoss::evaluate).
+    ///
+    /// **Shapes**: `prompt` all ids that the model reads before the completion; `completion` the ids of all tokens that it
+    /// is trained on, the end included; an entry of the marks per token of `completion`.
+    fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+        let _ = (prompt, completion);
+        None
     }
 
     /// How many of the rows it trains at all; zero means that it cannot learn from such a batch.

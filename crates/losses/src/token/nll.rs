@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{TokenLoss, check};
-use crate::value::{select, term};
+use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Negative log-likelihood of positive and unlabelled completions: plain fine-tuning.
@@ -47,6 +47,12 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 #[serde(deny_unknown_fields)]
 pub struct Nll {}
 
+/// The mean of `−log p(y)` over the tokens of positive and unlabelled examples of the whole batch.
+pub(super) fn likelihood(stats: &TokenStats, rows: &TokenRows, counts: &TokenCounts) -> Result<Part> {
+    let count = counts.positive + counts.unlabelled;
+    Part::mean("ce_loss", &stats.logp.f_neg()?, &rows.label.f_ne(0)?, count)
+}
+
 impl Described for Nll {
     fn card(&self) -> Card {
         Card {
@@ -86,11 +92,7 @@ impl TokenLoss for Nll {
             counts,
             "`nll` learns from positive and unlabelled examples; add some to every batch",
         )?;
-        let n = self.rows_trained(counts);
-        let nll = stats.logp.f_neg()?;
-        let trained = rows.label.f_ne(0)?;
-        let values = select(&nll, &trained)?.f_div_scalar(n)?;
-        LossValue::from_rows(&values, rows, term("ce_loss", &nll, &trained, n)?.into_iter().collect())
+        LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?)], rows)
     }
 
     fn samples() -> Vec<Self> {

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::nll::likelihood;
 use super::{TokenLoss, check, wanted};
 use crate::error::not_negative;
-use crate::value::{select, term};
+use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Likelihood of positives plus unlikelihood of the tokens of negatives.
@@ -102,18 +103,9 @@ impl TokenLoss for Unlikelihood {
             counts,
             "give `unlikelihood` at least one completion that is not empty",
         )?;
-        let nll = stats.logp.f_neg()?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
-        let (negative, positive) = (rows.label.f_eq(0)?, rows.label.f_ne(0)?);
-        let n_positive = counts.positive + counts.unlabelled;
-        // A side without rows has a sum of zero: any denominator leaves it there.
-        let mle = select(&nll, &positive)?.f_div_scalar(n_positive.max(1.0))?;
-        let push = select(&unlikelihood, &negative)?.f_mul_scalar(self.alpha / counts.negative.max(1.0))?;
-        let terms = [
-            term("ce_loss", &nll, &positive, n_positive)?,
-            term("ul_loss", &unlikelihood, &negative, counts.negative)?,
-        ];
-        LossValue::from_rows(&mle.f_add(&push)?, rows, terms.into_iter().flatten().collect())
+        let push = Part::mean("ul_loss", &unlikelihood, &rows.label.f_eq(0)?, counts.negative)?;
+        LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?), (self.alpha, push)], rows)
     }
 
     fn samples() -> Vec<Self> {

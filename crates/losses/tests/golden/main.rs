@@ -11,7 +11,14 @@
 mod plain;
 
 mod causal;
+mod director;
 mod files;
+mod kl;
+mod policy;
 mod ranked;
+mod repetition;
+mod scores;
 mod token;
 mod unpaired;
+mod with_reference;
+mod without_reference;

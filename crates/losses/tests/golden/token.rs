@@ -87,7 +87,7 @@ fn log_sum_exp(row: &[f64]) -> f64 {
 }
 
 /// The ids of the `k + 1` largest logits and the probability that each is drawn.
-fn candidates(row: &[f64], target: i64, k: usize) -> (Vec<usize>, Vec<f64>) {
+pub(crate) fn candidates(row: &[f64], target: i64, k: usize) -> (Vec<usize>, Vec<f64>) {
     let mut ids: Vec<usize> = (0..row.len()).collect();
     ids.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
     ids.truncate(k + 1);
@@ -102,7 +102,7 @@ fn candidates(row: &[f64], target: i64, k: usize) -> (Vec<usize>, Vec<f64>) {
 }
 
 /// The draw in the middle of the interval that picks the candidate at `place`.
-fn draw_for(probabilities: &[f64], place: usize) -> f64 {
+pub(crate) fn draw_for(probabilities: &[f64], place: usize) -> f64 {
     probabilities[..place].iter().sum::<f64>() + probabilities[place] / 2.0
 }
 

@@ -7,7 +7,7 @@
 )]
 
 use tch::{Device, Kind, Tensor};
-use unsay_losses::token::Loss;
+use unsay_losses::token::{Loss, Marks};
 use unsay_losses::{Kl, LossValue, Needs, TokenCounts, TokenOp, TokenRows, TokenStats};
 
 /// What some stats are about, beside the logits and the targets.
@@ -30,15 +30,15 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
     let column = targets.unsqueeze(1);
     let target_logit = logits.gather(1, &column, false).squeeze_dim(1);
     let all = logits.log_softmax(-1, None);
-    let p = all.exp();
-    let log_sum_exp = logits.logsumexp([-1i64].as_slice(), false);
+    let log_sum_exp = || logits.logsumexp([-1i64].as_slice(), false);
     let log1m_p = |column: &Tensor| {
         let others = logits
             .scatter_value(1, column, f64::NEG_INFINITY)
             .logsumexp([-1i64].as_slice(), false);
-        others - &log_sum_exp
+        others - log_sum_exp()
     };
-    let (top_logits, top_ids) = logits.topk(needs.top_k.max(1) as i64, -1, true, true);
+    let top = (needs.top_k > 0).then(|| logits.topk(needs.top_k as i64, -1, true, true));
+    let (top_logits, top_ids) = top.unzip();
     let asked = needs.candidates || needs.candidate_log1m_p;
     let candidates = given.candidates.filter(|_| asked);
     let of_candidates = |wanted: bool, of: &dyn Fn(&Tensor) -> Tensor, none: f64| {
@@ -53,7 +53,7 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
         let theirs = reference.log_softmax(-1, None);
         match kl {
             Kl::Forward => sum(&(theirs.exp() * (&theirs - &all))),
-            Kl::Reverse => sum(&(&p * (&all - &theirs))),
+            Kl::Reverse => sum(&(all.exp() * (&all - &theirs))),
         }
     });
     let off_target = || {
@@ -64,11 +64,11 @@ pub fn stats_of(logits: &Tensor, targets: &Tensor, needs: &Needs, given: &Given)
     TokenStats {
         target_logit: needs.target_logit.then(|| target_logit.shallow_clone()),
         log1m_p: needs.log1m_p.then(|| log1m_p(&column)),
-        top_logits: (needs.top_k > 0).then_some(top_logits),
-        top_ids: (needs.top_k > 0).then_some(top_ids),
-        log_sum_exp: needs.log_sum_exp.then(|| log_sum_exp.shallow_clone()),
-        entropy: needs.entropy.then(|| -sum(&(&p * &all))),
-        collision: needs.collision.then(|| sum(&p.square()).log().detach()),
+        top_logits,
+        top_ids,
+        log_sum_exp: needs.log_sum_exp.then(log_sum_exp),
+        entropy: needs.entropy.then(|| -sum(&(all.exp() * &all))),
+        collision: needs.collision.then(|| sum(&all.exp().square()).log().detach()),
         kl,
         candidate_ids: candidates.map(Tensor::shallow_clone),
         candidate_logits: of_candidates(
@@ -123,6 +123,16 @@ pub struct Made {
     pub is_eos: Vec<bool>,
     pub labels: Vec<i8>,
     pub draws: Vec<f64>,
+    pub text: Text,
+}
+
+/// The whole batch as losses that read the text see it, whichever rows are left of it.
+#[derive(Default, Clone)]
+pub struct Text {
+    pub prompts: Vec<Vec<i64>>,
+    pub completions: Vec<Vec<i64>>,
+    /// Which token of its completion each row is.
+    pub position: Vec<usize>,
 }
 
 impl Made {
@@ -136,6 +146,7 @@ impl Made {
             is_eos: Vec::new(),
             labels: labels.to_vec(),
             draws: Vec::new(),
+            text: Text::default(),
         };
         for (example, &length) in lengths.iter().enumerate() {
             for position in 0..length {
@@ -143,7 +154,16 @@ impl Made {
                 made.example.push(example as i64);
                 made.is_eos.push(position + 1 == length);
                 made.draws.push(numbers.next());
+                made.text.position.push(position);
             }
+            let completion = made.targets[made.targets.len() - length..].to_vec();
+            made.text.completions.push(completion);
+        }
+        // Few tokens, so that they come up again.
+        let mut words = Numbers::new(!seed);
+        for &length in lengths {
+            let prompt = (0..length + 2).map(|_| words.below(v) as i64);
+            made.text.prompts.push(prompt.collect());
         }
         made.hidden = numbers.tensor(&[made.targets.len() as i64, d], 1.5);
         made
@@ -164,6 +184,10 @@ impl Made {
             is_eos: picked.iter().map(|&i| self.is_eos[i]).collect(),
             labels: self.labels.clone(),
             draws: picked.iter().map(|&i| self.draws[i]).collect(),
+            text: Text {
+                position: picked.iter().map(|&i| self.text.position[i]).collect(),
+                ..self.text.clone()
+            },
         }
     }
 
@@ -175,23 +199,76 @@ impl Made {
         TokenCounts::of(&self.token_rows()).unwrap()
     }
 
+    /// The rows with what the loss reads from the text.
+    pub fn rows_for(&self, loss: &Loss) -> TokenRows {
+        let texts = self.text.prompts.iter().zip(&self.text.completions);
+        let whole: Vec<Option<Marks>> = texts.map(|(prompt, text)| loss.marks(prompt, text)).collect();
+        let marks = (0..self.n_rows()).filter_map(|row| {
+            let (all, at) = match self.text.position.get(row) {
+                Some(&at) => (whole[self.example[row] as usize].clone()?, at),
+                None => (loss.marks(&[], &self.targets[row..=row])?, 0),
+            };
+            Some(Marks {
+                weights: all.weights.map(|weights| vec![weights[at]]),
+                candidates: all.candidates.map(|candidates| vec![candidates[at].clone()]),
+            })
+        });
+        self.token_rows().with_marks(&marks.collect::<Vec<_>>()).unwrap()
+    }
+
+    /// Counts with the weights that the loss gives to the whole batch.
+    pub fn weighted(&self, loss: &Loss, counts: &TokenCounts) -> TokenCounts {
+        let Text {
+            prompts, completions, ..
+        } = &self.text;
+        let texts = prompts.iter().zip(completions).zip(&self.labels);
+        texts.fold(*counts, |counts, ((prompt, completion), &label)| {
+            let weights = loss.marks(prompt, completion).and_then(|marks| marks.weights);
+            counts.with_weights(weights.unwrap_or_default().into_iter().map(|weight| (label, weight)))
+        })
+    }
+
     pub fn draws(&self) -> Tensor {
         Tensor::from_slice(&self.draws).view([-1, 1])
+    }
+
+    /// The op with all that the loss needs.
+    pub fn op(&self, loss: &Loss, hidden: &Tensor, embedding: &Tensor, rows: &TokenRows) -> TokenOp {
+        let op = TokenOp::new(hidden, embedding, &Tensor::from_slice(&self.targets), &loss.needs()).unwrap();
+        match &rows.candidates {
+            Some(ids) => op.with_candidates(ids).unwrap(),
+            None => op,
+        }
+    }
+
+    /// Value and gradients through the op in one pass.
+    pub fn fused(&self, loss: &Loss, counts: &TokenCounts, chunk_rows: usize) -> Outcome {
+        let hidden = self.hidden.detach().set_requires_grad(true);
+        let embedding = self.embedding.detach().set_requires_grad(true);
+        let (rows, counts) = (self.rows_for(loss), self.weighted(loss, counts));
+        let op = self.op(loss, &hidden, &embedding, &rows).with_chunk_rows(chunk_rows);
+        let fused = op.fused_loss(&**loss, &rows, &counts, Some(&self.draws())).unwrap();
+        fused.backward().unwrap();
+        Outcome {
+            value: fused.value,
+            hidden: hidden.grad(),
+            embedding: embedding.grad(),
+        }
     }
 
     /// Value and gradients through the op.
     pub fn through_op(&self, loss: &Loss, counts: &TokenCounts, chunk_rows: Option<usize>) -> Outcome {
         let hidden = self.hidden.detach().set_requires_grad(true);
         let embedding = self.embedding.detach().set_requires_grad(true);
-        let op = TokenOp::new(&hidden, &embedding, &Tensor::from_slice(&self.targets), &loss.needs()).unwrap();
+        let rows = self.rows_for(loss);
+        let op = self.op(loss, &hidden, &embedding, &rows);
         let op = match chunk_rows {
             Some(rows) => op.with_chunk_rows(rows),
             None => op,
         };
         let stats = op.forward().unwrap();
-        let value = loss
-            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
-            .unwrap();
+        let counts = self.weighted(loss, counts);
+        let value = loss.evaluate(&stats, &rows, &counts, Some(&self.draws())).unwrap();
         value.total.backward();
         op.surrogate(&stats).unwrap().backward();
         Outcome {
@@ -206,10 +283,14 @@ impl Made {
         let hidden = self.hidden.detach().set_requires_grad(true);
         let embedding = self.embedding.detach().set_requires_grad(true);
         let logits = hidden.matmul(&embedding.tr());
-        let stats = stats(&logits, &Tensor::from_slice(&self.targets), &loss.needs());
-        let value = loss
-            .evaluate(&stats, &self.token_rows(), counts, Some(&self.draws()))
-            .unwrap();
+        let rows = self.rows_for(loss);
+        let given = Given {
+            candidates: rows.candidates.as_ref(),
+            ..Given::default()
+        };
+        let stats = stats_of(&logits, &Tensor::from_slice(&self.targets), &loss.needs(), &given);
+        let counts = self.weighted(loss, counts);
+        let value = loss.evaluate(&stats, &rows, &counts, Some(&self.draws())).unwrap();
         value.total.backward();
         let or_zero = |t: &Tensor| if t.grad().defined() { t.grad() } else { t.zeros_like() };
         Outcome {

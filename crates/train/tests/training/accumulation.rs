@@ -1,6 +1,6 @@
 //! Any split of a logical batch gives the same loss, gradients and update.
 
-use crate::support::{classifier, decoder, largest_difference, mixed, numbers};
+use crate::support::{classifier, decoder, encode, largest_difference, mixed, numbers, source};
 use proptest::prelude::*;
 use tch::Kind;
 use unsay_data::{Label, stream};
@@ -111,6 +111,40 @@ proptest! {
             assert_same(&objective, &picks, micro_batch, tolerance);
         }
     }
+}
+
+/// Random picks may leave a loss out: each trains here, those that read the text too, and its own part is there.
+#[test]
+fn every_token_loss_trains_in_any_split() {
+    // Texts of several lengths that say things again, in every label.
+    let labels = [Label::Positive, Label::Negative, Label::Unlabelled];
+    let one = |i: usize| {
+        let said: Vec<u32> = (0..3 + i % 5).map(|t| 5 + ((i + t) % 2) as u32).collect();
+        encode(&[9, 5, 6 + i as u32 % 3], &said, labels[i % 3], i)
+    };
+    let texts = || source((0..12).map(one).collect(), 1.0);
+    let losses = Loss::samples();
+    assert_eq!(losses.len(), 19);
+    let mut own_parts = 0;
+    for loss in losses {
+        let examples = Examples::new(vec![texts()], texts()).unwrap();
+        let objective = LanguageObjective::new(decoder(Kind::Double), loss.clone(), examples).unwrap();
+        let picks: Vec<usize> = (0..12).collect();
+        let whole = seen(&objective, &places(objective.examples(), &picks), picks.len());
+        for micro_batch in [1, 5] {
+            assert_same(&objective, &picks, micro_batch, 1e-10);
+        }
+        let own = whole
+            .named
+            .iter()
+            .filter(|(name, _)| name.ends_with("_loss") && name != "ce_loss");
+        for (name, value) in own {
+            assert!(value.abs() > 1e-4, "{loss:?}: {name} is {value}");
+            own_parts += 1;
+        }
+    }
+    // All but `nll` have one; with `sigmoid_on_positives` both sides are.
+    assert_eq!(own_parts, 19);
 }
 
 #[test]

@@ -90,6 +90,41 @@ fn cringe_unlearns_negatives_and_keeps_positives() {
 }
 
 #[test]
+fn unlikelihood_of_repetition_unlearns_repeats_and_nothing_else() {
+    // Every prompt has two completions, one that says the same token again.
+    let say = |a: u32, b: u32, again: bool| if again { vec![a, b, b, b] } else { vec![b, a] };
+    let make = |label_of: fn(bool) -> Label| -> Vec<Encoded> {
+        let both = pairs().flat_map(|(a, b)| [(a, b, true), (a, b, false)]);
+        both.enumerate()
+            .map(|(i, (a, b, again))| encode(&[a, b], &say(a, b, again), label_of(again), i))
+            .collect()
+    };
+    let unlabelled = make(|_| Label::Unlabelled);
+    let labelled = make(|again| if again { Label::Negative } else { Label::Positive });
+    let examples = Examples::new(vec![source(unlabelled, 1.0)], source(labelled.clone(), 1.0)).unwrap();
+    let objective = LanguageObjective::new(decoder(Kind::Float), Loss::Nll(Default::default()), examples).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut fit = Fit::open(objective, &settings(200), 0, &folder.path().join("base")).unwrap();
+    let base = last(fit.by_ref().map(Result::unwrap).collect());
+    assert!(valid(&base, "logp_neg").exp() > 0.6, "{base:?}");
+
+    let examples = Examples::new(vec![source(labelled.clone(), 1.0)], source(labelled, 1.0)).unwrap();
+    let repetition = r#"{"unlikelihood_repetition": {"alpha": 1.0, "n": 1, "context_weight": 0.0}}"#;
+    let loss: Loss = serde_json::from_str(repetition).unwrap();
+    let objective = LanguageObjective::new(fit.into_objective().into_decoder(), loss, examples).unwrap();
+    let mut fit = Fit::open(objective, &settings(100), 0, &folder.path().join("repetition")).unwrap();
+    let records: Vec<StepRecord> = fit.by_ref().map(Result::unwrap).collect();
+    let repeats = records.first().and_then(|first| first.metric("ul_loss")).unwrap();
+    let after = last(records);
+    assert!(valid(&after, "ul_loss") < 0.2 * repeats, "{repeats} {after:?}");
+    assert!(
+        valid(&after, "logp_neg") < valid(&base, "logp_neg") - 1.0,
+        "{base:?} {after:?}"
+    );
+    assert!(valid(&after, "token_acc_pos") > 0.99, "{after:?}");
+}
+
+#[test]
 fn a_classifier_separates_a_small_set() {
     // Positive when the completion repeats the prompt's second token.
     let all: Vec<Encoded> = pairs()

@@ -1,0 +1,467 @@
+//! A policy loss and what goes around any of them.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::kl::{KlClamp, KlEstimator};
+use super::surrogate::column;
+use super::{Aggregate, Loss, PolicyCounts, Tokens};
+use crate::error::not_negative;
+use crate::token::wanted;
+use crate::{CompletionRows, Error, LossValue, Needs, Result};
+
+/// A penalty on leaving the reference, as a part of the loss.
+///
+/// Not to be had twice: where it is part of the rewards, as in most of PPO, the loss has none.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KlPenalty {
+    /// What is taken for the divergence of a token; GRPO has `k3`.
+    pub estimator: KlEstimator,
+    /// Its weight; finite, at least 0. Published runs use 0.001 to 0.04.
+    pub coefficient: f64,
+    /// Limits of the estimate.
+    #[serde(default)]
+    pub clamp: KlClamp,
+}
+
+/// A policy loss with everything around it: the manifest form of a step on sampled completions.
+///
+/// `L = Σ_it w_it (ℓ_it + β k_it − c H_it)` with `ℓ` the loss, `w` the [`Aggregate`], `k` the estimate of the divergence from
+/// the reference, `H` the entropy of the policy's distribution at that token.
+///
+/// ```
+/// use unsay_losses::policy::Objective;
+///
+/// let text = r#"{
+///     "loss": { "grpo": { "clip_low": 0.2, "clip_high": 0.28 } }, "aggregate": "token_mean",
+///     "kl": { "estimator": "k3", "coefficient": 0.04 }
+/// }"#;
+/// let objective: Objective = serde_json::from_str(text).unwrap();
+/// assert!(objective.problems().is_empty() && objective.uses_reference());
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objective {
+    /// The value of one token.
+    pub loss: Loss,
+    /// How the values of tokens become one number.
+    pub aggregate: Aggregate,
+    /// A penalty on leaving the reference.
+    #[serde(default)]
+    pub kl: Option<KlPenalty>,
+    /// Weight `c` of the entropy bonus; finite, at least 0. 0 is none.
+    #[serde(default)]
+    pub entropy: f64,
+}
+
+/// One micro-batch of sampled completions on its way through an [`Objective`]. All but `logp` and `entropy` are taken as
+/// constants.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// `[N]` log-probability of every row under the policy, with its graph: `stats.logp` of the op.
+    pub logp: &'a Tensor,
+    /// `[N]` the same under the policy that sampled; `logp` itself where each batch is used for one step.
+    pub old: &'a Tensor,
+    /// `[N]` the advantage of every row.
+    pub advantage: &'a Tensor,
+    /// `[N]` the reference's log-probability of every row, where the objective has a penalty.
+    pub reference: Option<&'a Tensor>,
+    /// `[N]` `stats.entropy` of the op, with its graph, where the objective has a bonus; otherwise it is logged if there.
+    pub entropy: Option<&'a Tensor>,
+    /// The completions that the rows belong to.
+    pub rows: &'a CompletionRows,
+}
+
+impl Objective {
+    /// The loss with an aggregate and nothing else.
+    pub fn new(loss: Loss, aggregate: Aggregate) -> Self {
+        Objective {
+            loss,
+            aggregate,
+            kl: None,
+            entropy: 0.0,
+        }
+    }
+
+    /// Every parameter outside its range and every part that does not go with the loss.
+    pub fn problems(&self) -> Vec<Error> {
+        let mut problems = self.loss.problems();
+        problems.extend(self.aggregate.problem());
+        if self.loss.per_completion() && self.aggregate != Aggregate::SequenceMean {
+            problems.push(Error::Range {
+                name: "aggregate",
+                value: format!("{:?}", self.aggregate),
+                range: "`sequence_mean`, as the loss has one value per completion",
+            });
+        }
+        if let Some(kl) = &self.kl {
+            problems.extend(not_negative("kl.coefficient", kl.coefficient));
+            problems.extend(kl.clamp.problems());
+        }
+        problems.extend(not_negative("entropy", self.entropy));
+        problems
+    }
+
+    /// Whether the reference's log-probabilities are needed.
+    pub fn uses_reference(&self) -> bool {
+        self.kl.is_some()
+    }
+
+    /// What it reads from the op beyond log-probabilities.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            entropy: self.entropy > 0.0,
+            ..Needs::default()
+        }
+    }
+
+    /// The value on one micro-batch, divided by counts of the whole batch.
+    ///
+    /// Terms for the log: `policy_loss`, the value without penalty and bonus; and means over the tokens of the whole batch:
+    /// `ratio` to the policy that sampled, as the loss takes it, `log_ratio` and `approx_kl`, half the mean square of the
+    /// tokens' log-ratios; `clip_fraction` where the loss clips (a token counts where clipping made its value strictly
+    /// larger), `dual_clip_fraction` where it has a second bound; `kl`, the estimate, and `entropy`.
+    ///
+    /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
+    /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
+    pub fn evaluate(&self, batch: &Batch<'_>, counts: &PolicyCounts) -> Result<LossValue> {
+        if let Some(problem) = self.problems().into_iter().next() {
+            return Err(problem);
+        }
+        let rows = batch.rows;
+        counts.check(rows)?;
+        let tokens = Tokens::new(batch.logp, batch.old, batch.advantage, rows)?;
+        let kind = tokens.logp.f_kind()?;
+        let surrogate = self.loss.surrogate(&tokens)?;
+        let log_ratio = tokens.log_ratio()?.f_detach()?;
+        let alone = self
+            .aggregate
+            .reduce(&surrogate.values.f_detach()?, rows, counts, Vec::new())?;
+        let mut terms = vec![
+            ("policy_loss", alone.total),
+            ("ratio", counts.token_mean(&surrogate.ratio)?),
+            ("log_ratio", counts.token_mean(&log_ratio)?),
+            (
+                "approx_kl",
+                counts.token_mean(&log_ratio.f_square()?.f_mul_scalar(0.5)?)?,
+            ),
+        ];
+        if let Some(clipped) = &surrogate.clipped {
+            terms.push(("clip_fraction", counts.share(clipped, kind)?));
+        }
+        if let Some(clipped) = &surrogate.dual_clipped {
+            terms.push(("dual_clip_fraction", counts.share(clipped, kind)?));
+        }
+        let mut values = surrogate.values;
+        if let Some(kl) = &self.kl {
+            let reference = batch.reference.ok_or_else(|| {
+                let expected = "the reference's log-probability of every row, for the penalty";
+                Error::input("reference", expected, "none")
+            })?;
+            let estimate = kl.estimator.per_token(&tokens.logp, reference, &kl.clamp)?;
+            terms.push(("kl", counts.token_mean(&estimate)?));
+            values = values.f_add(&estimate.f_mul_scalar(kl.coefficient)?)?;
+        }
+        if let Some(entropy) = batch.entropy {
+            column("entropy", entropy, rows)?;
+            terms.push(("entropy", counts.token_mean(entropy)?));
+        }
+        if self.entropy > 0.0 {
+            let entropy = batch.entropy.map(Tensor::shallow_clone);
+            let bonus = wanted("stats.entropy", &entropy)?.f_mul_scalar(self.entropy)?;
+            values = values.f_sub(&bonus)?;
+        }
+        self.aggregate.reduce(&values, rows, counts, terms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::policy::tests::{floats, near, objectives, tensor};
+    use crate::policy::{Cispo, Grpo, Ppo, Reinforce, Rloo};
+
+    /// Six tokens of three completions.
+    struct Made {
+        columns: [Tensor; 5],
+        lengths: Vec<usize>,
+    }
+
+    impl Made {
+        fn new() -> Self {
+            let logp = [-1.0, -0.3, -2.0, -0.7, -1.4, -0.1];
+            let columns = [
+                tensor(&logp).set_requires_grad(true),
+                tensor(&[-1.1, -0.9, -1.2, -0.8, -1.3, -0.6]),
+                tensor(&[0.5, -1.0, 2.0, -0.3, 1.0, -2.0]),
+                tensor(&[-0.9, -0.4, -1.5, -1.7, -1.4, -0.3]),
+                tensor(&[0.6, 0.2, 1.1, 0.9, 0.4, 0.8]).set_requires_grad(true),
+            ];
+            Made {
+                columns,
+                lengths: vec![2, 1, 3],
+            }
+        }
+
+        /// Value, terms and both gradients of some of the completions.
+        fn run(&self, objective: &Objective, from: usize, to: usize) -> (f64, Vec<f64>, Vec<(&'static str, f64)>) {
+            let start: usize = self.lengths[..from].iter().sum();
+            let n: usize = self.lengths[from..to].iter().sum();
+            let part: Vec<Tensor> = self
+                .columns
+                .iter()
+                .map(|c| c.narrow(0, start as i64, n as i64))
+                .collect();
+            let rows = CompletionRows::new(&self.lengths[from..to], Device::Cpu).unwrap();
+            let batch = Batch {
+                logp: &part[0],
+                old: &part[1],
+                advantage: &part[2],
+                reference: Some(&part[3]),
+                entropy: Some(&part[4]),
+                rows: &rows,
+            };
+            let counts = PolicyCounts {
+                tokens: 6.0,
+                completions: 3.0,
+            };
+            let value = objective.evaluate(&batch, &counts).unwrap();
+            value.total.backward();
+            let terms = value.terms.iter().map(|(name, t)| (*name, t.double_value(&[])));
+            (
+                value.total.double_value(&[]),
+                floats(&value.per_example),
+                terms.collect(),
+            )
+        }
+
+        fn gradients(&self) -> Vec<f64> {
+            let of = |t: &Tensor| match t.grad().defined() {
+                true => floats(&t.grad()),
+                false => vec![0.0; 6],
+            };
+            [of(&self.columns[0]), of(&self.columns[4])].concat()
+        }
+    }
+
+    #[test]
+    fn penalty_and_bonus_are_aggregated_with_the_loss() {
+        let objective = Objective {
+            kl: Some(KlPenalty {
+                estimator: KlEstimator::K2,
+                coefficient: 0.5,
+                clamp: KlClamp::default(),
+            }),
+            entropy: 0.25,
+            ..Objective::new(Loss::Reinforce(Reinforce {}), Aggregate::SequenceMean)
+        };
+        let made = Made::new();
+        let (total, each, terms) = made.run(&objective, 0, 3);
+        // Per token: -A logp + (logp - ref)²/4 - H/4.
+        let tokens = [
+            0.5 + 0.0025 - 0.15,
+            -0.3 + 0.0025 - 0.05,
+            4.0 + 0.0625 - 0.275,
+            -0.21 + 0.25 - 0.225,
+            1.4 - 0.1,
+            -0.2 + 0.01 - 0.2,
+        ];
+        let by_hand = [
+            (tokens[0] + tokens[1]) / 6.0,
+            tokens[2] / 3.0,
+            (tokens[3] + tokens[4] + tokens[5]) / 9.0,
+        ];
+        assert!(near(&each, &by_hand), "{each:?} {by_hand:?}");
+        assert!((total - by_hand.iter().sum::<f64>()).abs() < 1e-12);
+        // -A + (logp - ref)/2 for log-probabilities and -1/4 for entropies, each over 6, 3 or 9.
+        let slopes = [
+            (-0.5 - 0.05) / 6.0,
+            (1.0 + 0.05) / 6.0,
+            (-2.0 - 0.25) / 3.0,
+            (0.3 + 0.5) / 9.0,
+            -1.0 / 9.0,
+            (2.0 + 0.1) / 9.0,
+        ];
+        let shares = [6.0, 6.0, 3.0, 9.0, 9.0, 9.0].map(|n| -0.25 / n);
+        assert!(
+            near(&made.gradients(), &[slopes, shares].concat()),
+            "{:?}",
+            made.gradients()
+        );
+        let names: Vec<&str> = terms.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            names,
+            ["policy_loss", "ratio", "log_ratio", "approx_kl", "kl", "entropy"]
+        );
+        let log_ratios = [0.1f64, 0.6, -0.8, 0.1, -0.1, 0.5];
+        let values: Vec<f64> = terms.iter().map(|(_, value)| *value).collect();
+        let by_hand = [
+            (0.5 - 0.3) / 6.0 + 4.0 / 3.0 + (-0.21 + 1.4 - 0.2) / 9.0,
+            log_ratios.iter().map(|x| x.exp()).sum::<f64>() / 6.0,
+            0.4 / 6.0,
+            log_ratios.iter().map(|x| x * x / 2.0).sum::<f64>() / 6.0,
+            (0.01 + 0.01 + 0.25 + 1.0 + 0.0 + 0.04) / 12.0,
+            4.0 / 6.0,
+        ];
+        assert!(near(&values, &by_hand), "{values:?} {by_hand:?}");
+    }
+
+    #[test]
+    fn fractions_count_what_was_clipped() {
+        let ppo = Ppo {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            dual_clip: Some(1.5),
+            log_ratio_clamp: None,
+        };
+        let (_, _, terms) = Made::new().run(&Objective::new(Loss::Ppo(ppo), Aggregate::TokenMean), 0, 3);
+        let of = |name: &str| terms.iter().find(|(own, _)| *own == name).unwrap().1;
+        // Log-ratios .1 .6 -.8 .1 -.1 .5 of A .5 -1 2 -.3 1 -2: none is clipped on its good side; both large ones of
+        // bad tokens exceed 1.5.
+        assert!((of("clip_fraction") - 0.0).abs() < 1e-12 && (of("dual_clip_fraction") - 2.0 / 6.0).abs() < 1e-12);
+        let mut flipped = Made::new();
+        flipped.columns[2] = -&flipped.columns[2];
+        let (_, _, terms) = flipped.run(&Objective::new(Loss::Ppo(ppo), Aggregate::TokenMean), 0, 3);
+        let of = |name: &str| terms.iter().find(|(own, _)| *own == name).unwrap().1;
+        assert!((of("clip_fraction") - 3.0 / 6.0).abs() < 1e-12 && of("dual_clip_fraction").abs() < 1e-12);
+    }
+
+    #[test]
+    fn parts_of_a_batch_add_up() {
+        let estimator = KlEstimator::K3;
+        for plain in objectives() {
+            let objective = Objective {
+                kl: Some(KlPenalty {
+                    estimator,
+                    coefficient: 0.3,
+                    clamp: KlClamp::default(),
+                }),
+                entropy: 0.2,
+                ..plain
+            };
+            let (whole, parts) = (Made::new(), Made::new());
+            let (total, each, terms) = whole.run(&objective, 0, 3);
+            let (a, b) = (parts.run(&objective, 0, 1), parts.run(&objective, 1, 3));
+            assert!((total - a.0 - b.0).abs() < 1e-12, "{objective:?}");
+            assert!(near(&each, &[a.1, b.1].concat()) && near(&whole.gradients(), &parts.gradients()));
+            for ((term, a), b) in terms.iter().zip(&a.2).zip(&b.2) {
+                assert_eq!((term.0, term.0), (a.0, b.0));
+                assert!((term.1 - a.1 - b.1).abs() < 1e-12, "{objective:?} {}", term.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let plain = Objective::new(Loss::Reinforce(Reinforce {}), Aggregate::TokenMean);
+        let penalty = Some(KlPenalty {
+            estimator: KlEstimator::K1,
+            coefficient: 0.1,
+            clamp: KlClamp::default(),
+        });
+        let rows = CompletionRows::new(&[2], Device::Cpu).unwrap();
+        let (two, three) = (tensor(&[0.0; 2]), tensor(&[0.0; 3]));
+        let batch = Batch {
+            logp: &two,
+            old: &two,
+            advantage: &two,
+            reference: None,
+            entropy: None,
+            rows: &rows,
+        };
+        let counts = PolicyCounts::of(&rows);
+        let text = |objective: &Objective, batch: &Batch<'_>, counts: &PolicyCounts| {
+            objective.evaluate(batch, counts).unwrap_err().to_string()
+        };
+        let few = PolicyCounts {
+            completions: 0.0,
+            ..counts
+        };
+        assert!(text(&plain, &batch, &few).starts_with("counts: expected sizes of the whole batch"));
+        let shape = "expected [2], floating point, on Cpu, got [3] of Double on Cpu";
+        assert_eq!(
+            text(&plain, &Batch { old: &three, ..batch }, &counts),
+            format!("old: {shape}")
+        );
+        let entropy = Batch {
+            entropy: Some(&three),
+            ..batch
+        };
+        assert_eq!(text(&plain, &entropy, &counts), format!("entropy: {shape}"));
+        let with_kl = Objective {
+            kl: penalty,
+            ..plain.clone()
+        };
+        assert_eq!(
+            text(&with_kl, &batch, &counts),
+            "reference: expected the reference's log-probability of every row, for the penalty, got none"
+        );
+        let with_entropy = Objective {
+            entropy: 0.1,
+            ..plain.clone()
+        };
+        assert!(text(&with_entropy, &batch, &counts).starts_with("stats.entropy: expected the column"));
+        assert!(with_kl.uses_reference() && !plain.uses_reference());
+        assert!(with_entropy.needs().entropy && plain.needs() == Needs::default());
+
+        let problems =
+            |objective: &Objective| -> Vec<String> { objective.problems().iter().map(ToString::to_string).collect() };
+        let wrong = Objective {
+            loss: Loss::Rloo(Rloo {
+                clip_low: 0.0,
+                clip_high: 0.2,
+            }),
+            aggregate: Aggregate::FixedLength { length: 0 },
+            kl: penalty.map(|kl| KlPenalty {
+                coefficient: -1.0,
+                clamp: KlClamp {
+                    log_ratio: Some(0.0),
+                    value: None,
+                },
+                ..kl
+            }),
+            entropy: f64::NAN,
+        };
+        assert_eq!(
+            problems(&wrong),
+            [
+                "`rloo.clip_low` is 0, expected a number above 0, at most 1",
+                "`aggregate.fixed_length.length` is 0, expected a whole number, at least 1",
+                "`aggregate` is FixedLength { length: 0 }, expected `sequence_mean`, as the loss has one value per completion",
+                "`kl.coefficient` is -1, expected a finite number, at least 0",
+                "`kl.clamp.log_ratio` is 0, expected a finite number above 0",
+                "`entropy` is NaN, expected a finite number, at least 0",
+            ]
+        );
+        assert_eq!(text(&wrong, &batch, &counts), problems(&wrong)[0]);
+        for loss in Loss::samples() {
+            let ours = problems(&Objective::new(loss.clone(), Aggregate::TokenMean));
+            assert_eq!(ours.is_empty(), !loss.per_completion(), "{loss:?}");
+        }
+    }
+
+    #[test]
+    fn the_manifest_form_has_one_key_per_loss() {
+        let text = r#"{ "loss": { "cispo": { "max_ratio": 5 } }, "aggregate": { "fixed_length": { "length": 9 } } }"#;
+        let objective: Objective = serde_json::from_str(text).unwrap();
+        let cispo = Loss::Cispo(Cispo { max_ratio: 5.0 });
+        assert_eq!(objective, Objective::new(cispo, Aggregate::FixedLength { length: 9 }));
+        let missing = serde_json::from_str::<Objective>(r#"{ "loss": { "reinforce": {} } }"#);
+        assert!(
+            missing
+                .unwrap_err()
+                .to_string()
+                .starts_with("missing field `aggregate`")
+        );
+        let grpo: Loss = serde_json::from_str(r#"{ "grpo": { "clip_low": 0.2, "clip_high": 0.3 } }"#).unwrap();
+        let expected = Grpo {
+            clip_low: 0.2,
+            clip_high: 0.3,
+            delta: None,
+        };
+        assert_eq!(grpo, Loss::Grpo(expected));
+    }
+}
