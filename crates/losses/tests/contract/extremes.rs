@@ -1,0 +1,23 @@
+//! Values and gradients stay finite where a training run may end up.
+
+use tch::Kind;
+
+use crate::batch::Batch;
+use crate::every;
+use crate::subject::How;
+
+/// Logits of ±1e4, targets with probability 1 − 1e-12 and 1e-12, log-ratios of ±1e4, for every role and every
+/// combination over the completions of a unit.
+#[test]
+fn margins_of_ten_thousand_and_certain_tokens_stay_finite_in_value_and_gradient() {
+    every(|subject| {
+        let batch = Batch::extreme(&|unit| subject.setting.roles(unit));
+        for kind in [Kind::Double, Kind::Float] {
+            let ours = subject.whole(&batch, How { kind, ..How::default() }).unwrap();
+            let strange: Vec<usize> = (0..ours.per_unit.len())
+                .filter(|&u| !ours.per_unit[u].is_finite())
+                .collect();
+            assert!(ours.all_finite(), "{kind:?}: {:?}, units {strange:?}", ours.terms);
+        }
+    });
+}

@@ -1,0 +1,132 @@
+//! Gradients are those of the value, and the op gives what full logits give.
+
+use std::cell::{Cell, RefCell};
+
+use tch::Tensor;
+
+use crate::batch::Batch;
+use crate::plain::Numbers;
+use crate::subject::{How, Outcome, SAMPLED_TOKEN, Subject, Way};
+use crate::{REGISTERED, every};
+
+const N: usize = 7;
+
+#[test]
+fn value_and_gradient_equal_full_logits_at_every_chunk_size() {
+    let fused = Cell::new(0);
+    every(|subject| {
+        let batch = subject.batch(fused.get(), N);
+        let run = |way: Way, chunk_rows| {
+            subject
+                .whole(
+                    &batch,
+                    How {
+                        way,
+                        chunk_rows,
+                        ..How::default()
+                    },
+                )
+                .unwrap()
+        };
+        let plain = run(Way::Plain, None);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-11 * (1.0 + b.abs());
+        for way in [Way::Op, Way::Fused]
+            .into_iter()
+            .filter(|way| *way == Way::Op || subject.family == "token")
+        {
+            for chunk_rows in [None, Some(1), Some(4)] {
+                let ours = run(way, chunk_rows);
+                assert!(near(ours.total(), plain.total()), "{} {}", ours.total(), plain.total());
+                assert!(ours.difference(&plain) < 1e-11, "{}", ours.difference(&plain));
+                assert!(ours.per_unit.iter().zip(&plain.per_unit).all(|(a, b)| near(*a, *b)));
+                assert_eq!(ours.terms.len(), plain.terms.len());
+                for (name, value) in &plain.terms {
+                    let found = ours.terms.iter().find(|(known, _)| known == name).unwrap();
+                    assert!(near(found.1, *value), "{name}");
+                }
+            }
+            fused.set(fused.get() + u64::from(way == Way::Fused));
+        }
+    });
+    assert_eq!(fused.into_inner(), REGISTERED[0].2 as u64);
+}
+
+/// The batch with its states, embeddings, scale and bias moved along `direction`.
+fn moved(subject: &Subject, batch: &Batch, seed: u64, direction: &[Tensor; 5], by: f64) -> f64 {
+    let mut other = subject.batch(seed, N);
+    other.states = &batch.states + &direction[0] * by;
+    other.embedding = &batch.embedding + &direction[1] * by;
+    other.second = &batch.second + &direction[2] * by;
+    other.scale = batch.scale + direction[3].double_value(&[]) * by;
+    other.bias = batch.bias + direction[4].double_value(&[]) * by;
+    // What was measured before this step stays as it was.
+    other.reference.clone_from(&batch.reference);
+    subject.whole(&other, How::default()).unwrap().total()
+}
+
+fn slope(ours: &Outcome, direction: &[Tensor; 5]) -> f64 {
+    let parts = ours.gradients.iter().zip(direction);
+    parts
+        .map(|(gradient, direction)| (gradient * direction).sum(tch::Kind::Double).double_value(&[]))
+        .sum()
+}
+
+/// In random directions of everything, then of the states alone; a wrong sign or factor anywhere shows.
+#[test]
+fn gradient_equals_central_finite_differences() {
+    let (step, seed) = (1e-5, 11);
+    let excluded = RefCell::new(Vec::new());
+    every(|subject| {
+        // Its value is right by the golden numbers; its gradient, on purpose, is not that of its value.
+        if let Some(reason) = subject.setting.stops_gradients() {
+            excluded.borrow_mut().push(reason);
+            return;
+        }
+        let batch = subject.batch(seed, N);
+        let ours = subject
+            .whole(
+                &batch,
+                How {
+                    chunk_rows: Some(4),
+                    ..How::default()
+                },
+            )
+            .unwrap();
+        let sizes = [
+            batch.states.size(),
+            batch.embedding.size(),
+            batch.second.size(),
+            vec![],
+            vec![],
+        ];
+        for which in 0..4 {
+            let mut numbers = Numbers::new(which);
+            let direction = [0, 1, 2, 3, 4].map(|part| {
+                let scale = if which < 2 || part == 0 { 1.0 } else { 0.0 };
+                numbers.tensor(&sizes[part], scale)
+            });
+            let at = |by: f64| moved(subject, &batch, seed, &direction, by);
+            let (found, exact) = ((at(step) - at(-step)) / (2.0 * step), slope(&ours, &direction));
+            assert!(
+                (found - exact).abs() < 1e-7 * (1.0 + exact.abs()),
+                "{found} is not {exact}"
+            );
+        }
+    });
+    let mut excluded = excluded.into_inner();
+    excluded.sort_unstable();
+    let reasons: Vec<(&str, usize)> = excluded
+        .chunk_by(|a, b| a == b)
+        .map(|same| (same[0], same.len()))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            (SAMPLED_TOKEN, 2),
+            ("the estimate of the divergence has the gradient of another", 12),
+            ("the gate of the pair is detached", 5),
+            ("the ratio is a weight, detached", 10),
+            ("the weights of the pairs are detached", 36),
+        ]
+    );
+}
