@@ -605,19 +605,54 @@ fn kept_and_recomputed_chunks_meet() {
     assert!(kept.iter().all(|g| g.abs() > 1e-3));
 }
 
+/// States so wide that single logits are walked over two at a time, the target of one row among the largest of it.
+#[test]
+fn single_logits_come_in_portions() {
+    tch::set_num_threads(1);
+    let (n, v, d) = (3i64, 4i64, 3i64 << 20);
+    let wave = |rows: i64, speed: f64| {
+        let line = Tensor::linspace(0.0, speed, rows * d, (Kind::Float, Device::Cpu));
+        (line.sin() * 1e-3).view([rows, d]).set_requires_grad(true)
+    };
+    let targets = Tensor::from_slice(&[1i64, 3, 3]);
+    let needs = Needs {
+        top_k: 2,
+        target_logit: true,
+        ..Needs::default()
+    };
+    let mut gradients = Vec::new();
+    for through_op in [true, false] {
+        let (hidden, embedding) = (wave(n, 9e4), wave(v, 7e4));
+        let op = TokenOp::new(&hidden, &embedding, &targets, &needs).unwrap();
+        let stats = match through_op {
+            true => op.forward().unwrap(),
+            false => plain::stats(&hidden.matmul(&embedding.tr()), &targets, &needs),
+        };
+        let weights = Tensor::from_slice(&[1.0f32, -2.0, 3.0]);
+        let value = (stats.target_logit.as_ref().unwrap() * &weights).sum(Kind::Float)
+            + (stats.top_logits.as_ref().unwrap() * weights.unsqueeze(1)).sum(Kind::Float) * 0.5;
+        value.backward();
+        if through_op {
+            op.surrogate(&stats).unwrap().backward();
+        }
+        gradients.push((hidden.grad() * 1e3, embedding.grad() * 1e3));
+    }
+    assert!(difference(&gradients[0].0, &gradients[1].0) < 1e-5);
+    assert!(difference(&gradients[0].1, &gradients[1].1) < 1e-5);
+    assert!(gradients[0].1.abs().max().double_value(&[]) > 1.0);
+}
+
 #[test]
 fn the_one_pass_equals_the_two_for_every_token_loss() {
     let mut compared = 0;
     for loss in Loss::samples() {
         let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
-        let (two, counts) = (made.through_op(&loss, &made.counts(), None), made.counts());
+        let two = made.through_op(&loss, &made.counts(), None);
+        let (rows, draws) = (made.rows_for(&loss), made.draws());
+        let counts = made.weighted(&loss, &made.counts());
         for chunk in [1, 4, 15] {
             let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
-            let targets = Tensor::from_slice(&made.targets);
-            let op = TokenOp::new(&hidden, &embedding, &targets, &loss.needs())
-                .unwrap()
-                .with_chunk_rows(chunk);
-            let (rows, draws) = (made.token_rows(), made.draws());
+            let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(chunk);
             let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
             fused.backward().unwrap();
@@ -842,5 +877,220 @@ fn inputs_that_do_not_fit_are_errors_with_both_sides() {
     assert_eq!(cases.len(), 12);
     for (expected, result) in cases {
         assert_eq!(result.unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn what_is_given_beside_the_batch_and_does_not_fit_is_an_error_with_both_sides() {
+    let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    let ids = |size: &[i64], id: i64| Tensor::full(size, id, (Kind::Int64, Device::Cpu));
+    let none = Needs::default();
+    let op = |v: i64, needs: &Needs| TokenOp::new(&zeros(&[2, 4]), &zeros(&[v, 4]), &ids(&[2], 0), needs);
+    let five = || op(5, &none).unwrap();
+    let one = Tensor::from(1.0f32);
+    let cases: Vec<(&str, Result<TokenOp, Error>)> = vec![
+        (
+            "candidates: expected [2, C] of Int64, C at least 1, got [2] of Int64",
+            five().with_candidates(&ids(&[2], 0)),
+        ),
+        (
+            "candidates: expected [2, C] of Int64, C at least 1, got [3, 1] of Int64",
+            five().with_candidates(&ids(&[3, 1], 0)),
+        ),
+        (
+            "candidates: expected [2, C] of Int64, C at least 1, got [2, 0] of Int64",
+            five().with_candidates(&ids(&[2, 0], 0)),
+        ),
+        (
+            "candidates: expected [2, C] of Int64, C at least 1, got [2, 1] of Float",
+            five().with_candidates(&zeros(&[2, 1])),
+        ),
+        (
+            "candidates: expected ids in -1..5, got 5",
+            five().with_candidates(&ids(&[2, 1], 5)),
+        ),
+        (
+            "candidates: expected ids in -1..5, got -2",
+            five().with_candidates(&ids(&[2, 1], -2)),
+        ),
+        (
+            "the reference's hidden: expected two dimensions, got [2]",
+            five().with_reference(&zeros(&[2]), &zeros(&[5, 3])),
+        ),
+        (
+            "the reference's hidden: expected [2, D'] as the policy's has 2 rows, got [3, 3]",
+            five().with_reference(&zeros(&[3, 3]), &zeros(&[5, 3])),
+        ),
+        (
+            "the reference's embedding: expected [5, 3] as the policy has 5 tokens and the reference's hidden is [2, 3], got [6, 3]",
+            five().with_reference(&zeros(&[2, 3]), &zeros(&[6, 3])),
+        ),
+        (
+            "the reference's embedding: expected [5, 3] as the policy has 5 tokens and the reference's hidden is [2, 3], got [5, 4]",
+            five().with_reference(&zeros(&[2, 3]), &zeros(&[5, 4])),
+        ),
+        (
+            "the reference's embedding: expected Float, as `the reference's hidden` is, got Double",
+            five().with_reference(&zeros(&[2, 3]), &zeros(&[5, 3]).to_kind(Kind::Double)),
+        ),
+        (
+            "the reference's hidden: expected f64, f32, bf16 or f16, got Int64",
+            five().with_reference(&ids(&[2, 3], 0), &ids(&[5, 3], 0)),
+        ),
+        (
+            "scale: expected a floating-point number without dimensions, got [1] of Float",
+            five().with_affine(&zeros(&[1]), &one),
+        ),
+        (
+            "bias: expected a floating-point number without dimensions, got [] of Int64",
+            five().with_affine(&one, &Tensor::from(1i64)),
+        ),
+        (
+            "`temperature` is 0, expected a finite number above 0",
+            five().with_temperature(0.0),
+        ),
+        (
+            "`temperature` is -1, expected a finite number above 0",
+            five().with_temperature(-1.0),
+        ),
+        (
+            "`temperature` is inf, expected a finite number above 0",
+            five().with_temperature(f64::INFINITY),
+        ),
+        (
+            "`temperature` is NaN, expected a finite number above 0",
+            five().with_temperature(f64::NAN),
+        ),
+        (
+            "embedding: expected at least 2 tokens, as `log(1 - p)` of candidates is asked for, got 1",
+            op(
+                1,
+                &Needs {
+                    candidate_log1m_p: true,
+                    ..none
+                },
+            ),
+        ),
+        (
+            "embedding: expected at least 2 tokens, as the tokens other than the target are asked for, got 1",
+            op(
+                1,
+                &Needs {
+                    off_target: true,
+                    ..none
+                },
+            ),
+        ),
+        (
+            "embedding: expected at least 18446744073709551615 tokens, to take the 18446744073709551615 largest logits, got 5 tokens",
+            op(
+                5,
+                &Needs {
+                    top_k: usize::MAX,
+                    ..none
+                },
+            ),
+        ),
+    ];
+    assert_eq!(cases.len(), 21);
+    for (expected, result) in cases {
+        assert_eq!(result.unwrap_err().to_string(), expected);
+    }
+    // One token is enough for everything else, and as many as are taken.
+    assert!(
+        op(
+            1,
+            &Needs {
+                top_k: 1,
+                entropy: true,
+                ..none
+            }
+        )
+        .is_ok()
+    );
+
+    let constant = |_: &TokenStats, _: Range<i64>| -> Result<LossValue, Error> { unreachable!() };
+    for (needs, expected) in [
+        (
+            Needs {
+                candidates: true,
+                ..none
+            },
+            "candidates: expected ids by `with_candidates`, as the needs ask about them, got none",
+        ),
+        (
+            Needs {
+                candidate_log1m_p: true,
+                ..none
+            },
+            "candidates: expected ids by `with_candidates`, as the needs ask about them, got none",
+        ),
+        (
+            Needs {
+                kl: Some(Kl::Forward),
+                ..none
+            },
+            "the reference: expected hidden states by `with_reference`, as the needs ask for a divergence from it, got none",
+        ),
+    ] {
+        let op = op(5, &needs).unwrap();
+        assert_eq!(op.forward().unwrap_err().to_string(), expected);
+        assert_eq!(op.fused(constant).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn what_a_fused_loss_is_given_must_fit_too() {
+    let made = Made::new(4, &[2, 3], &[1, 0], 3, 7);
+    let targets = Tensor::from_slice(&made.targets);
+    let loss = Loss::samples()
+        .into_iter()
+        .find(|loss| loss.draws_per_row() == 1)
+        .unwrap();
+    let op = TokenOp::new(&made.hidden, &made.embedding, &targets, &loss.needs())
+        .unwrap()
+        .with_chunk_rows(3);
+    let text = |rows: &Made, draws: &Tensor| {
+        let found = op.fused_loss(&*loss, &rows.token_rows(), &made.counts(), Some(draws));
+        found.unwrap_err().to_string()
+    };
+    let fewer = made.rows(&[0, 1, 2, 3]);
+    assert_eq!(
+        text(&fewer, &made.draws()),
+        "rows: expected 5 rows, as the op has, got [4]"
+    );
+    assert_eq!(
+        text(&made, &fewer.draws()),
+        "draws: expected 5 rows, as the op has, got [4, 1]"
+    );
+    assert_eq!(
+        text(&made, &made.draws().repeat([1, 2])),
+        "draws: expected [3, 1], uniform in [0, 1), as the contrast draws once per row, got [3, 2] of Double"
+    );
+    let shrinking = op.fused(|stats, rows| {
+        let total = stats.logp.sum(Kind::Double);
+        let per_example = Tensor::zeros([rows.end - rows.start], (Kind::Double, Device::Cpu));
+        Ok(LossValue {
+            total,
+            per_example,
+            terms: Vec::new(),
+        })
+    });
+    assert_eq!(
+        shrinking.unwrap_err().to_string(),
+        "per_example: expected [3], as for the rows before, got [2]"
+    );
+
+    let rows = made.token_rows();
+    let part = rows.narrow(1..4).unwrap();
+    assert_eq!(
+        (numbers(&part.example), numbers(&part.label)),
+        (vec![0.0, 1.0, 1.0], vec![1.0, 0.0, 0.0])
+    );
+    assert_eq!((numbers(&part.is_eos), part.n_examples), (vec![1.0, 0.0, 0.0], 2));
+    assert!(rows.narrow(0..5).is_ok() && rows.narrow(2..2).is_ok());
+    for (range, text) in [(-1..2, "-1..2"), (3..6, "3..6"), (Range { start: 3, end: 2 }, "3..2")] {
+        let expected = format!("rows: expected a part of 0..5, got {text}");
+        assert_eq!(rows.narrow(range).unwrap_err().to_string(), expected);
     }
 }

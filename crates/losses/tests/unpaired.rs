@@ -174,6 +174,8 @@ fn negatives_are_pushed_and_the_others_held_with_denominators_of_the_whole_batch
             ("retain_kl", 0.06),
         ],
     );
+    let logged = ours.value.terms.iter().map(|(_, term)| term);
+    assert!(logged.chain([&ours.value.per_example]).all(|t| !t.requires_grad()));
     // One term alone.
     let ours = Made::three().run(&npo(0.5, 0.0), &counts);
     assert!(near(&numbers(&ours.value.per_example), &[0.15, values[1], 0.025]));
@@ -251,6 +253,7 @@ fn negatives_alone_are_enough() {
                 &made.counts(),
             );
             assert!(ours.gradient[0].is_finite() && ours.gradient[0] > 0.0, "{loss:?}");
+            assert!(ours.value.total.double_value(&[]).is_finite(), "{loss:?}");
             let names: Vec<&str> = terms(&ours.value).iter().map(|(name, _)| *name).collect();
             assert_eq!(names, ["reward_undesirable", "logp_undesirable"]);
             compared += 1;

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::backward::{Gradients, HandOn};
+use super::backward::Gradients;
+use super::hand_on::HandOn;
 use super::pulls::Pulls;
 use super::reduce::Softmax;
 use super::rows::Pick;
@@ -54,10 +55,34 @@ impl TokenOp {
     /// taken at once and turned into that of the hidden states and the embedding while the chunk's logits are still
     /// there. So no logits are computed twice and none are kept.
     ///
-    /// Without anything to train, or under `no_grad`, only the value is computed.
+    /// Without anything to train, or under `no_grad`, only the value is computed. `loss` must not carry a graph from one
+    /// call to the next: each call's is used up at once.
     ///
     /// **Errors**: those of [`TokenOp::forward`] and those of `loss`; [`Error::Input`] when `loss` gives another number
     /// of examples for one chunk than for another.
+    ///
+    /// ```
+    /// use tch::{Kind, Tensor};
+    /// use unsay_losses::{LossValue, Needs, TokenOp};
+    ///
+    /// # fn main() -> Result<(), unsay_losses::Error> {
+    /// // The mean entropy of two rows, with the identity as embedding.
+    /// let logits = Tensor::from_slice(&[1.0f64, 0.0, 3.0, 3.0]).view([2, 2]).set_requires_grad(true);
+    /// let identity = Tensor::eye(2, (Kind::Double, tch::Device::Cpu));
+    /// let needs = Needs { entropy: true, ..Needs::default() };
+    /// let op = TokenOp::new(&logits, &identity, &Tensor::from_slice(&[0i64, 0]), &needs)?;
+    /// let fused = op.fused(|stats, _rows| {
+    ///     let total = stats.entropy.as_ref().map(|h| h.sum(Kind::Double) / 2.0).unwrap_or_default();
+    ///     Ok(LossValue { per_example: total.detach().view([1]), total, terms: Vec::new() })
+    /// })?;
+    /// // p = 0.731059: H = 0.582203; and ln 2 = 0.693147 for the second row.
+    /// assert!((fused.value.total.double_value(&[]) - (0.582203 + 0.693147) / 2.0).abs() < 1e-6);
+    /// fused.backward()?;
+    /// let push = Vec::<f64>::try_from(logits.grad().view([-1])).unwrap();
+    /// assert!((push[0] + 0.098306).abs() < 1e-6); // -p (log p + H)/2 = -0.731059 (-0.313262 + 0.582203)/2
+    /// assert!(push[2].abs() < 1e-12); // already flat
+    /// # Ok(()) }
+    /// ```
     pub fn fused(&self, mut loss: impl FnMut(&TokenStats, Range<i64>) -> Result<LossValue>) -> Result<Fused> {
         self.check_given()?;
         let trains = self.trains();

@@ -143,15 +143,15 @@ impl TokenOp {
             let found = logits.f_gather(1, &known, false)?;
             stats.candidate_logits = Some(found.f_masked_fill(&none, f64::NEG_INFINITY)?);
         }
-        // Together, so that a row whose largest logit is to be left out is walked over once.
-        let mut columns = Tensor::f_cat(&[&rows.targets.f_unsqueeze(1)?, &known], 1)?;
-        columns = match (needs.log1m_p, needs.candidate_log1m_p) {
+        let target = rows.targets.f_unsqueeze(1)?;
+        let ids = match (needs.log1m_p, needs.candidate_log1m_p) {
             (false, false) => return Ok(()),
-            (true, false) => columns.f_narrow(1, 0, 1)?,
+            (true, false) => target,
             (false, true) => known,
-            (true, true) => columns,
+            // Together, so that a row whose largest logit is to be left out is walked over once.
+            (true, true) => Tensor::f_cat(&[target, known], 1)?,
         };
-        let mut found = log1m_p(logits, softmax, &columns)?;
+        let mut found = log1m_p(logits, softmax, &ids)?;
         if needs.log1m_p {
             stats.log1m_p = Some(found.f_select(1, 0)?);
             found = found.f_narrow(1, 1, found.size()[1] - 1)?;

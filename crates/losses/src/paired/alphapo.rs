@@ -26,8 +26,9 @@ use crate::{Card, Completions, Described, Error, Result};
 /// [`Objective::evaluate`](super::Objective::evaluate).
 ///
 /// **On negatives**: pushed down by `β σ(−m) p_l^{−α}` per unit of mean log-probability. With `α > 0` an unlikely
-/// completion is pushed harder than a likely one, and the push is bounded only by the margin being reached; with
-/// `α < 0` it fades with `p_l` and is at most `β`. Both probabilities may fall, less so the farther `α` is from 0.
+/// completion is pushed harder than a likely one, and the push is bounded only by the margin being reached; with `α < 0`
+/// it fades with `p_l` and is at most `β`. With `ε > 0` it turns round past `m = log((1 − ε)/ε)`. Both probabilities may
+/// fall.
 ///
 /// **Reference**: A. Gupta, S. Tang, Q. Song, S. Zhu, J. Hong, A. Saha, V. Gupta, N. Lee, E. Kim, S. Zhu, P. Agrawal,
 /// N. Pillai, S. S. Keerthi, "AlphaPO: Reward shape matters for LLM alignment", 2025, the AlphaPO reward and objective;
@@ -56,7 +57,7 @@ pub struct Alphapo {
     pub beta: f64,
     /// The margin to reach, after scaling by `beta`; finite, at least 0.
     pub gamma: f64,
-    /// Shape of the reward; finite, 0 is the logarithm. Published runs use up to 0.25.
+    /// Shape of the reward; finite, of either sign; 0 is the logarithm.
     pub alpha: f64,
     /// Share of labels believed to be wrong, in `[0, 0.5)`.
     #[serde(default)]

@@ -116,7 +116,10 @@ mod tests {
             .set_requires_grad(true);
         let constant = |x: f64| leaf.full_like(x).detach();
         let completions = Completions::from_sums(&leaf, Some(&constant(-12.0)), &constant(4.0)).unwrap();
-        let values = loss.values(&Groups::split(&completions, samples).unwrap()).unwrap();
+        let groups = Groups::split(&completions, samples).unwrap();
+        let (of_samples, of_negative) = loss.rewards(&groups).unwrap();
+        assert!(!of_samples.requires_grad() && !of_negative.requires_grad());
+        let values = loss.values(&groups).unwrap();
         values.sum(kind).backward();
         [values, leaf.grad()].map(|t| Vec::try_from(t.detach().to_kind(Kind::Double)).unwrap())
     }

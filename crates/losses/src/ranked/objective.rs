@@ -333,6 +333,8 @@ mod tests {
             "{:?}",
             ours.of_kl
         );
+        let logged = ours.value.terms.iter().map(|(_, term)| term);
+        assert!(logged.chain([&ours.value.per_example]).all(|t| !t.requires_grad()));
         same_terms(
             &ours.value,
             &[

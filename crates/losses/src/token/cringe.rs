@@ -355,6 +355,7 @@ mod tests {
                 count_eos: on(3),
             };
             let (mut sum, mut trained, mut pushes) = (0.0, 0.0, Vec::new());
+            let (mut likelihoods, mut contrasts) = (Vec::new(), Vec::new());
             for ((label, end), target) in labels.into_iter().zip(ends).zip(targets) {
                 let (target, sampled) = (target as usize, usize::from(target == 0));
                 let likely = label == -1 || label == 1 && loss.ce_on_positives;
@@ -364,6 +365,8 @@ mod tests {
                 sum += f64::from(u8::from(likely)) * (log_sum - logits[target]);
                 sum += f64::from(u8::from(contrasted)) * loss.alpha * lead.exp().ln_1p();
                 trained += f64::from(u8::from(likely || contrasted));
+                likelihoods.extend(likely.then_some(log_sum - logits[target]));
+                contrasts.extend(contrasted.then_some(lead.exp().ln_1p()));
                 let push = f64::from(u8::from(contrasted)) * loss.alpha * sign / (1.0 + (-lead).exp());
                 pushes.push((push, if loss.detach_positives { 0.0 } else { -push }));
             }
@@ -382,6 +385,11 @@ mod tests {
                 (value.total.double_value(&[]) - sum / trained).abs() < 1e-12,
                 "{loss:?}"
             );
+            assert_eq!(value.terms.len(), 2);
+            for ((name, term), parts) in value.terms.iter().zip([likelihoods, contrasts]) {
+                let mean = parts.iter().sum::<f64>() / parts.len() as f64;
+                assert!((term.double_value(&[]) - mean).abs() < 1e-12, "{loss:?} {name}");
+            }
             let down = stats.target_logit.as_ref().unwrap().grad();
             for (row, (target, sampled)) in pushes.into_iter().enumerate() {
                 assert!(
@@ -399,5 +407,21 @@ mod tests {
             tried += 1;
         }
         assert_eq!(tried, 16);
+    }
+
+    #[test]
+    fn a_manifest_without_switches_is_the_released_code() {
+        let loss: Cringe = serde_json::from_str(r#"{ "alpha": 1.0, "k": 5 }"#).unwrap();
+        assert_eq!(loss, Cringe::new(1.0, 5));
+    }
+
+    #[test]
+    fn candidates_are_one_to_65536() {
+        let text = |k: usize| candidates("cringe.k", k).map(|error| error.to_string());
+        assert_eq!((text(1), text(65536)), (None, None));
+        assert_eq!(
+            (text(0).is_some(), text(65537).unwrap().as_str()),
+            (true, "`cringe.k` is 65537, expected a whole number from 1 to 65536")
+        );
     }
 }

@@ -211,6 +211,8 @@ mod tests {
             text(&[1.0, f64::NAN]),
             "weights: expected finite numbers, at least 0, got [0.0, NaN]"
         );
+        let trained = Tensor::from_slice(&[1.0f64, 2.0]).set_requires_grad(true);
+        assert!(!two().with_weights(&trained).unwrap().weights.unwrap().requires_grad());
         // Nobody reads the weight of a desirable completion.
         for weights in [[-1.0, 0.0], [f64::NAN, 2.0]] {
             let labelled = two().with_weights(&Tensor::from_slice(&weights)).unwrap();

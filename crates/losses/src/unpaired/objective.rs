@@ -78,6 +78,10 @@ impl Objective {
 
     /// The completions of a micro-batch with their labels.
     ///
+    /// A loss whose baseline is the running mean of rewards takes two passes over the batch: first
+    /// `loss.rewards(&objective.labelled(&batch)?)` of every micro-batch into [`RunningMean`](crate::RunningMean), then
+    /// [`Objective::evaluate`] with its mean.
+    ///
     /// **Errors**: [`Error::Input`] when the parts do not fit together or one is missing.
     pub fn labelled(&self, batch: &Batch<'_>) -> Result<Labelled> {
         let asked = |wanted: bool, what, expected, given| match (wanted, given) {
@@ -138,8 +142,7 @@ impl Objective {
             true => counts.desirable + counts.undesirable,
             false => counts.undesirable,
         };
-        let retains = self.retain.is_on() && counts.desirable_tokens > 0.0;
-        if trained == 0.0 && !retains {
+        if trained == 0.0 && !self.retain.is_on() {
             return Err(Error::NothingToLearn {
                 loss: self.loss.name(),
                 found: format!("{} desirable and no undesirable completions", counts.desirable),
@@ -174,7 +177,7 @@ impl Objective {
         counts: &UnpairedCounts,
     ) -> Result<Vec<(&'static str, Tensor)>> {
         let reward = self.loss.rewards(labelled)?;
-        let logp = batch.rows.sums(&batch.stats.logp.f_detach()?)?;
+        let logp = batch.rows.sums(&batch.stats.logp)?;
         let desirable = &labelled.desirable;
         let undesirable = desirable.f_logical_not()?;
         let rewards = [

@@ -201,19 +201,13 @@ impl Made {
 
     /// The rows with what the loss reads from the text.
     pub fn rows_for(&self, loss: &Loss) -> TokenRows {
-        let alone = |row: usize| (vec![], vec![self.targets[row]], 0);
+        let texts = self.text.prompts.iter().zip(&self.text.completions);
+        let whole: Vec<Option<Marks>> = texts.map(|(prompt, text)| loss.marks(prompt, text)).collect();
         let marks = (0..self.n_rows()).filter_map(|row| {
-            let (prompt, completion, at) = match self.text.position.get(row) {
-                Some(&at) => {
-                    let example = self.example[row] as usize;
-                    let (prompt, completion) = (&self.text.prompts[example], &self.text.completions[example]);
-                    (prompt.clone(), completion.clone(), at)
-                }
-                None => alone(row),
+            let (all, at) = match self.text.position.get(row) {
+                Some(&at) => (whole[self.example[row] as usize].clone()?, at),
+                None => (loss.marks(&[], &self.targets[row..=row])?, 0),
             };
-            let all = loss.marks(&prompt, &completion)?;
-            assert!(all.weights.as_ref().is_none_or(|w| w.len() == completion.len()));
-            assert!(all.candidates.as_ref().is_none_or(|c| c.len() == completion.len()));
             Some(Marks {
                 weights: all.weights.map(|weights| vec![weights[at]]),
                 candidates: all.candidates.map(|candidates| vec![candidates[at].clone()]),
