@@ -16,6 +16,7 @@ mod direction;
 mod director;
 mod extremes;
 mod gradients;
+mod labels;
 mod manifest;
 mod paired;
 #[path = "../plain/mod.rs"]
