@@ -11,6 +11,8 @@ pub struct Family {
     pub feedback: &'static str,
     /// Its losses, in alphabetical order.
     pub losses: Vec<Entry>,
+    /// What goes around any of them: key of the family's `Objective` and what it does.
+    pub around: &'static [(&'static str, &'static str)],
 }
 
 /// A loss in the table.
@@ -56,6 +58,12 @@ fn of_the_op(needs: Needs, draws: usize) -> impl Iterator<Item = &'static str> {
     .filter_map(|(wanted, what)| wanted.then_some(what))
 }
 
+/// What negative-only objectives add for completions that the model shall keep saying.
+const RETAIN: [(&str, &str); 1] = [(
+    "`retain`",
+    "`nll`, `kl`: weights of the likelihood of retained completions and of the full KL from the reference on them",
+)];
+
 /// All families with all their losses.
 ///
 /// ```
@@ -68,6 +76,7 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "token",
             feedback: "tokens of completions that are each positive, negative or unlabelled",
+            around: &[],
             losses: entries(token::Loss::NAMES, &token::Loss::samples(), |loss| {
                 let text = loss.marks(&[], &[]).map(|_| "the text");
                 let needs = of_the_op(loss.needs(), loss.draws_per_row());
@@ -77,6 +86,10 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "director",
             feedback: "tokens of labelled completions, with a second head that judges every next token",
+            around: &[(
+                "`director::decode`",
+                "log-softmax of log p + γ log σ(u): generation by both heads",
+            )],
             losses: entries(director::Loss::NAMES, &director::Loss::samples(), |loss| {
                 let second = std::iter::once("a second head");
                 let needs = second.chain(of_the_op(loss.classifier_needs(), 0));
@@ -86,6 +99,25 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "paired",
             feedback: "a chosen and a rejected completion of one prompt",
+            around: &[
+                (
+                    "`logps`",
+                    "`sum`; `mean` per token; `ld`: tokens beyond the shorter completion weigh `alpha` (LD-DPO)",
+                ),
+                (
+                    "`divergence`",
+                    "`reverse_kl`, `forward_kl`, `js`, `alpha`: what a log-ratio becomes (f-DPO)",
+                ),
+                ("`reference_free`", "log-probabilities in place of log-ratios"),
+                (
+                    "`weighting`",
+                    "`none`; `wpo`: pairs weigh as the policy is likely to say them (WPO)",
+                ),
+                (
+                    "`nll`",
+                    "weight of the likelihood of the chosen completion (RPO, an anchor)",
+                ),
+            ],
             losses: entries(paired::Loss::NAMES, &paired::Loss::samples(), |loss| {
                 let own = [
                     (loss.uses_reference(), "reference"),
@@ -100,6 +132,7 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "unpaired",
             feedback: "completions that are each desirable or undesirable",
+            around: &RETAIN,
             losses: entries(unpaired::Loss::NAMES, &unpaired::Loss::samples(), |loss| {
                 let needs = [
                     (loss.uses_reference(), "reference"),
@@ -113,6 +146,7 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "ranked",
             feedback: "several samples and one negative for each prompt",
+            around: &RETAIN,
             losses: entries(ranked::Loss::NAMES, &ranked::Loss::samples(), |loss| {
                 let needs = loss
                     .uses_reference()
@@ -123,6 +157,7 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "scores",
             feedback: "scores of completions, labelled or compared with each other",
+            around: &[],
             losses: entries(scores::Loss::NAMES, &scores::Loss::samples(), |loss| {
                 let feedback = match loss.feedback() {
                     scores::Feedback::Labels => "a label per score",
@@ -135,6 +170,22 @@ pub fn families() -> Vec<Family> {
         Family {
             name: "policy",
             feedback: "completions that the policy sampled, with an advantage per token",
+            around: &[
+                (
+                    "`aggregate`",
+                    "`token_mean`, `sequence_mean`, `sequence_sum`, `fixed_length`: how tokens become one number",
+                ),
+                (
+                    "`kl`",
+                    "a penalty in the loss: `k1`, `k2`, `k3`, `abs` and straight-through forms; full KL is a column of the op",
+                ),
+                ("`entropy`", "weight of an entropy bonus"),
+                ("`policy::ValueLoss`", "squared error of a critic, clipped or not"),
+                (
+                    "`policy::advantages`",
+                    "leave-one-out (RLOO), group, batch and unscaled (GRPO) advantages",
+                ),
+            ],
             losses: entries(policy::Loss::NAMES, &policy::Loss::samples(), |loss| {
                 let whole = loss.per_completion().then_some("the mean over completions");
                 (loss.card(), whole.into_iter().collect())
@@ -163,6 +214,12 @@ pub fn page() -> String {
                 cell(card.on_negatives),
                 cell(card.source)
             );
+        }
+        if !family.around.is_empty() {
+            out += "\n| around any of them | |\n|---|---|\n";
+            for (key, what) in family.around {
+                out += &format!("| {key} | {} |\n", cell(what));
+            }
         }
     }
     out

@@ -33,7 +33,7 @@
 //! assert_eq!(hidden.grad().size(), [2, 2]);
 //! assert_eq!(hidden.grad().get(1).abs().sum(Kind::Float).double_value(&[]), 0.0); // nll skips negatives
 //!
-//! let fused = op.fused_loss(&loss, &rows, &TokenCounts::of(&rows)?, None)?; // the same again, at once
+//! let fused = op.fused_loss(&*loss, &rows, &TokenCounts::of(&rows)?, None)?; // the same again, at once
 //! assert!((&fused.value.total - &value.total).abs().double_value(&[]) < 1e-6);
 //! fused.backward()?; // comes on top of the gradients that are there
 //! # Ok(()) }
