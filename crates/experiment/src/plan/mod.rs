@@ -91,12 +91,9 @@ impl Kind {
         match self {
             // 2: replies that were cut at the length limit are left out.
             Self::Rollout { .. } => 2,
-            Self::Records { .. }
-            | Self::Tokenizer { .. }
-            | Self::Pretrain { .. }
-            | Self::Classifier { .. }
-            | Self::Train { .. }
-            | Self::Evaluate { .. } => 1,
+            // 2: value and gradient in one pass, which rounds in another order.
+            Self::Pretrain { .. } | Self::Train { .. } => 2,
+            Self::Records { .. } | Self::Tokenizer { .. } | Self::Classifier { .. } | Self::Evaluate { .. } => 1,
         }
     }
 }

@@ -9,7 +9,7 @@ use unsay_losses::policy::{
 };
 use unsay_losses::{CompletionRows, LossValue, Needs, TokenOp};
 
-use crate::files::{TOLERANCE, cases, close, close_to, floats, rows_of};
+use crate::files::{TOLERANCE, cases, close, close_to, committed, counted, floats, rows_of};
 use crate::plain::numbers;
 
 /// Of numbers that the reference divided by a number of tokens `+ 1e-8`.
@@ -238,7 +238,7 @@ fn golden_ppo_update_from_logits_and_a_value_head() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 2);
+    counted("ppo_update_step", (compared, 0), (2, 0));
 }
 
 /// What a batch of the older TRL gives: nothing, once its ratios leave a threshold.
@@ -360,7 +360,7 @@ fn golden_ppo_of_trl_equals_the_reference_but_is_never_multiplied_by_zero() {
         table.same(id, &vpreds.grad(), &floats(&case["grads"]["total_wrt_vpreds"]));
         compared += 1;
     }
-    assert_eq!((compared, deviating), (3, 1));
+    counted("ppo_trl_legacy", (compared, deviating), (3, 1));
 }
 
 /// Cases of `policy_value_losses` in which the reference divides by a number of tokens `+ 1e-8`.
@@ -459,7 +459,10 @@ fn golden_policy_and_value_losses_of_openrlhf_verl_and_trlx() {
         }
         close_to(id, loss, number(&outputs["loss"]), tolerance);
     }
-    assert_eq!((all.len(), policies, critics), (12, 9, 4));
+    counted("policy_value_losses", (all.len(), 0), (12, 0));
+    if committed() {
+        assert_eq!((policies, critics), (9, 4));
+    }
 }
 
 /// Case of `grpo` in which the reference's advantages of equal rewards are rounding divided by 1e-4.
@@ -555,7 +558,7 @@ fn golden_grpo_advantages_and_losses() {
         table.same(id, &logp.grad(), &floats(&case["grads"]["loss_wrt_new_logprobs"]));
         losses += 1;
     }
-    assert_eq!((advantages, losses), (4, 9));
+    counted("grpo", (advantages + losses, 0), (13, 0));
 }
 
 /// Advantages of a completion that stand at each of its tokens.
@@ -680,5 +683,5 @@ fn golden_rloo_advantages_and_losses() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 9);
+    counted("rloo", (compared, 0), (9, 0));
 }

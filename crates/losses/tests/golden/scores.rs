@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 use unsay_losses::scores::{BestChoice, BradleyTerry, Loss, ScoreCounts, Scores};
 
-use crate::files::{cases, close, floats, integers};
+use crate::files::{cases, close, committed, counted, floats, integers};
 use crate::plain::numbers;
 
 fn leaf(values: &[f64]) -> Tensor {
@@ -91,5 +91,6 @@ fn golden_reward_models_equal_the_references() {
         };
         same(id, &both, &theirs);
     }
-    assert_eq!((compared, terms), (10, 9));
+    counted("reward_model_loss", (compared, 0), (10, 0));
+    assert!(terms == 9 || !committed());
 }

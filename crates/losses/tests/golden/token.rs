@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use unsay_losses::token::{Cringe, Loss, Nll, TokenLoss, Unlikelihood};
 use unsay_losses::{LossValue, TokenCounts, TokenOp, TokenRows};
 
-use crate::files::{cases, close, floats, integers, rows_of};
+use crate::files::{cases, close, counted, floats, integers, rows_of};
 use crate::plain::numbers;
 
 /// Cases of `cringe_loss` in which the reference's ignore index swallows part of the contrast.
@@ -231,7 +231,7 @@ fn golden_cringe_equals_the_reference_per_token_and_in_gradient() {
         }
         compared += 1;
     }
-    assert_eq!((compared, deviating), (11, 2));
+    counted("cringe_loss", (compared, deviating), (11, 2));
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn golden_cringe_reduces_over_a_batch_as_the_reference_agent_does() {
         }
         compared += 1;
     }
-    assert_eq!(compared, 2);
+    counted("cringe_agent_reduction", (compared, 0), (2, 0));
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn golden_unlikelihood_equals_the_reference_except_where_its_clamp_kills_the_gra
         }
         deviating += 1;
     }
-    assert_eq!((compared, deviating), (5, 2));
+    counted("unlikelihood_reward", (compared, deviating), (5, 2));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use unsay_losses::unpaired::{
 use unsay_losses::{CompletionRows, LossValue, RunningMean, TokenStats, mismatched_kl};
 
 use crate::causal::Sequences;
-use crate::files::{TOLERANCE, cases, close, close_to, floats};
+use crate::files::{TOLERANCE, cases, close, close_to, counted, floats};
 use crate::plain::numbers;
 
 /// Stats of log-probabilities that a file gives as numbers: a leaf, and nothing else known.
@@ -161,7 +161,7 @@ fn golden_kto_and_apo_zero_unpaired_equal_trl() {
         compare_rewards(id, &rewards, &value, theirs);
         compared += 1;
     }
-    assert_eq!(compared, 6);
+    counted("kto_trl024", (compared, 0), (6, 0));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn golden_kto_equals_halos_token_by_token() {
         compare_rewards(id, &rewards, &value, theirs);
         compared += 1;
     }
-    assert_eq!(compared, 4);
+    counted("kto_halos", (compared, 0), (4, 0));
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn golden_bco_equals_trl_over_the_steps_of_a_run() {
         compare(id, &given, &value, &case, TRL_GRADIENTS, tolerance);
         compared += 1;
     }
-    assert_eq!(compared, 5);
+    counted("bco_trl024", (compared, 0), (5, 0));
 }
 
 #[test]
@@ -321,5 +321,5 @@ fn golden_npo_and_simnpo_equal_open_unlearning_from_logits() {
         compare_gradient(&leaf.grad());
         compared += 1;
     }
-    assert_eq!(compared, 5);
+    counted("npo", (compared, 0), (5, 0));
 }

@@ -6,7 +6,7 @@ use unsay_losses::Baseline;
 use unsay_losses::paired::{Batch, Loss, Objective, PairCounts, Pairs};
 use unsay_losses::{CompletionRows, Completions, LossValue, RunningMean, TokenOp};
 
-use crate::files::{cases, close, close_to, floats, integers};
+use crate::files::{cases, close, close_to, committed, counted, floats, integers};
 use crate::plain::numbers;
 
 /// Cases whose reference-free loss comes with rewards against the reference all the same. Without a reference there is
@@ -27,9 +27,6 @@ const IN_F32: (&str, f64) = ("alpha_divergence_0.5_float32", 1e-5);
 /// The case of `dpo_family_trl_head` whose logged log-probabilities have weights on their tokens. Ours have none; what the
 /// loss reads has.
 const LOGPS_WEIGHTED: &str = "ld_dpo_0.5";
-
-/// Cases of `halos_pairwise` without a reference: SimPO, whose own files hold the goldens of its formula.
-const OTHER_FAMILY: [&str; 1] = ["SimPOTrainer"];
 
 fn objective(text: Value) -> Objective {
     let objective: Objective = serde_json::from_value(text).unwrap();
@@ -227,7 +224,8 @@ fn golden_the_original_dpo_from_logits() {
         }
         compared += 1;
     }
-    assert_eq!((compared, other_rewards), (5, 1));
+    counted("dpo_original", (compared, 0), (5, 0));
+    assert!(other_rewards == 1 || !committed());
 }
 
 /// Pairs from log-probabilities of whole completions; both policy sides are leaves.
@@ -319,7 +317,8 @@ fn golden_the_dpo_family_of_trl_024_from_log_probabilities() {
         );
         compared += 1;
     }
-    assert_eq!((compared, other_rewards), (36, 1));
+    counted("dpo_family_trl024", (compared, 0), (36, 0));
+    assert!(other_rewards == 1 || !committed());
 }
 
 #[test]
@@ -351,7 +350,7 @@ fn golden_bco_of_trl_024_over_consecutive_steps() {
         compare_sums(&case, &loss, &pairs, &leaves, 1e-6);
         compared += 1;
     }
-    assert_eq!(compared, 4);
+    counted("bco_pair_trl024", (compared, 0), (4, 0));
 }
 
 /// The weighted sum of objectives that a case of `dpo_family_trl_head` is.
@@ -490,15 +489,19 @@ fn golden_the_dpo_family_of_trl_head_from_logits() {
         in_f32 += usize::from(id == IN_F32.0);
         compared += 1;
     }
-    assert_eq!((compared, other_rewards, in_f32), (22, 2, 1));
+    counted("dpo_family_trl_head", (compared, 0), (22, 0));
+    assert!((other_rewards, in_f32) == (2, 1) || !committed());
 }
 
 #[test]
 fn golden_label_smoothing_counts_where_trl_head_ignores_it() {
     let case = cases("dpo_family_trl_head")
         .into_iter()
-        .find(|case| case["id"] == SMOOTHING_IGNORED)
-        .unwrap();
+        .find(|case| case["id"] == SMOOTHING_IGNORED);
+    let Some(case) = case else {
+        assert!(!committed(), "no case `{SMOOTHING_IGNORED}`");
+        return;
+    };
     let params = &case["params"];
     let sequences = head_sequences(&case);
     let smoothed = sequences.run(&objective(json!({ "loss": trl("sigmoid", params) })));
@@ -513,7 +516,6 @@ fn golden_label_smoothing_counts_where_trl_head_ignores_it() {
 #[test]
 fn golden_the_pairwise_losses_of_halos_from_tokens() {
     let mut compared = 0;
-    let mut left = 0;
     for case in cases("halos_pairwise") {
         let id = case["id"].as_str().unwrap();
         let params = &case["params"];
@@ -521,11 +523,14 @@ fn golden_the_pairwise_losses_of_halos_from_tokens() {
             "DPOTrainer" => json!({ "dpo": { "beta": params["beta"] } }),
             "CDPOTrainer" => json!({ "dpo": { "beta": params["beta"], "label_smoothing": params["epsilon"] } }),
             "IPOTrainer" => json!({ "ipo_mean": { "beta": params["tau"] } }),
-            other => {
-                assert!(OTHER_FAMILY.contains(&other));
-                left += 1;
-                continue;
+            "SimPOTrainer" => {
+                let (beta, ratio) = (
+                    params["beta"].as_f64().unwrap(),
+                    params["gamma_beta_ratio"].as_f64().unwrap(),
+                );
+                json!({ "simpo": { "beta": beta, "gamma": beta * ratio } })
             }
+            other => panic!("an unknown trainer `{other}`"),
         };
         let loss: Loss = serde_json::from_value(loss).unwrap();
         let width = case["inputs"]["policy_chosen"][0].as_array().unwrap().len() as i64;
@@ -560,8 +565,8 @@ fn golden_the_pairwise_losses_of_halos_from_tokens() {
             all_close(&format!("{id} gradient of {name}"), &ours, &theirs, 1e-9);
         }
         let (chosen, rejected) = loss.rewards(&pairs).unwrap();
-        // Its IPO reports log-ratios per token without the factor.
-        let factor = if id == "IPOTrainer" { loss.beta() } else { 1.0 };
+        // Its IPO and SimPO report means per token without the factor.
+        let factor = if loss.per_token() { loss.beta() } else { 1.0 };
         for (ours, name) in [(chosen, "chosen_rewards"), (rejected, "rejected_rewards")] {
             let theirs: Vec<f64> = floats(&case["outputs"][name])
                 .iter()
@@ -571,5 +576,5 @@ fn golden_the_pairwise_losses_of_halos_from_tokens() {
         }
         compared += 1;
     }
-    assert_eq!((compared, left), (3, 1));
+    counted("halos_pairwise", (compared, 0), (4, 0));
 }
