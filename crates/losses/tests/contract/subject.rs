@@ -340,6 +340,13 @@ impl Subject {
                 value
             }
         };
+        for constant in part.constants.borrow().iter() {
+            assert!(
+                !constant.grad().defined(),
+                "{}: a gradient to a measured number",
+                self.text
+            );
+        }
         let n = batch.n_rows() as i64;
         let mut gradients = leaves.map(|leaf| match leaf.grad() {
             gradient if gradient.defined() => gradient,
