@@ -328,6 +328,18 @@ mod tests {
     }
 
     #[test]
+    fn counts_of_parts_add_up_kind_by_kind() {
+        let first = TokenCounts::count([(1, false), (1, true), (0, true), (-1, true), (-1, false)]);
+        let first = first.with_weights([(1, 0.5), (0, 0.25), (-1, 4.0)]);
+        let second = TokenCounts::count([(1, true), (0, false), (0, true), (-1, true)]).with_weights([(-1, 1.0)]);
+        let mut both = first;
+        both += second;
+        assert_eq!(both, [first, second].into_iter().sum());
+        let expected = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0, 0.5, 0.25, 5.0];
+        assert_eq!(both.all().map(f64::to_bits), expected.map(f64::to_bits));
+    }
+
+    #[test]
     fn plain_arrays_that_do_not_fit_are_errors() {
         let text = |example: &[i64], is_eos: &[bool], labels: &[i8]| {
             TokenRows::new(example, is_eos, labels, Device::Cpu)

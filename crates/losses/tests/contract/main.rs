@@ -25,6 +25,7 @@ mod policy;
 mod precision;
 mod ranked;
 mod refusals;
+mod rewards;
 mod scores;
 mod subject;
 mod token;

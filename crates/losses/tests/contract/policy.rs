@@ -117,16 +117,16 @@ impl Setting for Objective {
             entropy: stats.entropy.as_ref(),
             rows: &rows,
         };
-        Objective::evaluate(self, &batch, &counts(self, given))
+        Objective::evaluate(self, &batch, &counts(self, given)?)
     }
 }
 
-fn counts(setting: &dyn Setting, given: &Given<'_>) -> PolicyCounts {
-    let whole = PolicyCounts::of(&given.whole(setting).completion_rows());
-    PolicyCounts {
+fn counts(setting: &dyn Setting, given: &Given<'_>) -> Result<PolicyCounts> {
+    let whole = given.counts(setting, |part| Ok(PolicyCounts::of(&part.completion_rows())))?;
+    Ok(PolicyCounts {
         tokens: (given.count)(whole.tokens),
         completions: (given.count)(whole.completions),
-    }
+    })
 }
 
 /// The loss of a critic with an aggregate; values are read off the states.
@@ -188,6 +188,6 @@ impl Setting for Critic {
             returns: &part.per_row(&part.batch.returns),
             rows: &rows,
         };
-        self.loss.evaluate(&batch, self.aggregate, &counts(self, given))
+        self.loss.evaluate(&batch, self.aggregate, &counts(self, given)?)
     }
 }
