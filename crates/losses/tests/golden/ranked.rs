@@ -69,7 +69,7 @@ fn golden_d2o_equals_the_formula() {
             let batch = Batch {
                 stats: &stats,
                 rows: &rows,
-                samples: &vec![k; rows.n_completions() / (k + 1)],
+                n_samples: &vec![k; rows.n_completions() / (k + 1)],
                 reference: Some(&reference.logps()),
             };
             let counts = RankedCounts::of(&rows, batch.samples).unwrap();
@@ -91,7 +91,7 @@ fn golden_d2o_equals_the_formula() {
         let batch = Batch {
             stats: &stats,
             rows: &rows,
-            samples: &vec![k; n_prompts],
+            n_samples: &vec![k; n_prompts],
             reference: Some(&Tensor::from_slice(&reference.concat())),
         };
         let counts = RankedCounts::of(&rows, batch.samples).unwrap();
