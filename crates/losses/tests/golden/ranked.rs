@@ -72,7 +72,7 @@ fn golden_d2o_equals_the_formula() {
                 n_samples: &vec![k; rows.n_completions() / (k + 1)],
                 reference: Some(&reference.logps()),
             };
-            let counts = RankedCounts::of(&rows, batch.samples).unwrap();
+            let counts = RankedCounts::of(&rows, batch.n_samples).unwrap();
             let value = objective.evaluate(&batch, &counts).unwrap();
             compare(id, &case, &objective, &batch, &value);
             value.total.backward();
@@ -94,7 +94,7 @@ fn golden_d2o_equals_the_formula() {
             n_samples: &vec![k; n_prompts],
             reference: Some(&Tensor::from_slice(&reference.concat())),
         };
-        let counts = RankedCounts::of(&rows, batch.samples).unwrap();
+        let counts = RankedCounts::of(&rows, batch.n_samples).unwrap();
         let value = objective.evaluate(&batch, &counts).unwrap();
         compare(id, &case, &objective, &batch, &value);
         let losses = floats(&outputs["losses"]);
