@@ -147,23 +147,19 @@ impl<'a> Scores<'a> {
     /// What is logged, see [`ScoreLoss::evaluate`](super::ScoreLoss::evaluate); the parts have been checked.
     pub(super) fn terms(&self, counts: &ScoreCounts) -> Result<Vec<(&'static str, Tensor)>> {
         let mean = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_sum(None)?.f_div_scalar(counts.answers)?) };
-        let (right, chosen, rejected) = match self.feedback() {
-            Feedback::Labels => {
-                let (score, target) = self.labels()?;
+        let (right, chosen, rejected) = match *self {
+            Scores::Labels { score, target } => {
                 let agree = score.f_gt(0.0)?.f_eq_tensor(&target.f_gt(0.5)?)?;
                 let agree = agree.f_to_kind(score.f_kind()?)?;
                 return Ok(vec![("accuracy", mean(&agree)?), ("score", mean(score)?)]);
             }
-            Feedback::Pairs => {
-                let (chosen, rejected, _) = self.pairs()?;
-                (
-                    chosen.f_gt_tensor(rejected)?,
-                    chosen.shallow_clone(),
-                    rejected.shallow_clone(),
-                )
-            }
-            Feedback::Choices => {
-                let (scores, best) = self.choices()?;
+            Scores::Pairs { chosen, rejected, .. } => (
+                chosen.f_gt_tensor(rejected)?,
+                chosen.shallow_clone(),
+                rejected.shallow_clone(),
+            ),
+            Scores::Choices { scores, best } => {
+                let best = best.f_unsqueeze(1)?;
                 let others = (scores.size()[1] - 1) as f64;
                 let chosen = scores.f_gather(1, &best, false)?.f_squeeze_dim(1)?;
                 let largest = scores

@@ -43,8 +43,7 @@ pub trait ScoreLoss: Described {
     /// `[B]` the value of every answer, with its graph, not reduced.
     ///
     /// **Errors**: [`Error::Input`](crate::Error::Input) for answers of another kind or parts that do not fit together,
-    /// [`Error::Empty`](crate::Error::Empty)
-    /// without answers.
+    /// [`Error::Empty`](crate::Error::Empty) without answers.
     fn values(&self, scores: &Scores<'_>) -> Result<Tensor>;
 
     /// The value on one micro-batch, divided by the answers of the whole batch.
