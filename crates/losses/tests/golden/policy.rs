@@ -8,7 +8,7 @@ use unsay_losses::policy::{
 use unsay_losses::{CompletionRows, LossValue};
 
 use crate::advantages::normalised;
-use crate::files::{Golden, all_close, close, floats, id, number, term, total};
+use crate::files::{Golden, all_close, close, floats, id, number, shape, term, total};
 use crate::plain::numbers;
 use crate::table::{Table, leaf, run, stats};
 
@@ -46,6 +46,9 @@ pub(crate) fn policy_and_value(golden: &Golden) -> (usize, usize) {
         let id = id(case);
         let (inputs, outputs, params) = (&case["inputs"], &case["outputs"], &case["params"]);
         let table = Table::of_mask(&inputs["mask"]);
+        for (name, list) in inputs.as_object().unwrap() {
+            assert_eq!(shape(list), shape(&inputs["mask"]), "{id} {name}");
+        }
         let rows = table.rows();
         let counts = PolicyCounts::of(&rows);
         // Shares of tokens are divided by their number `+ 1e-8` by one reference: little in the committed numbers.
