@@ -493,7 +493,7 @@ mod tests {
             assert!(near(&ours, &[0.0, 0.0]), "{ours:?}");
         }
         // Infinity less infinity is no missing reward.
-        let lists: [&[f64]; 2] = [&[1e10, 1.0], &[1e10, 2.0]];
+        let lists: [&[f64]; 2] = [&[1e10, 1.0], &[1e10, 1.0]];
         let ours = with(&lists, &[1e308, -1e308], Scale::None, Combination::SumThenNormalise);
         assert_eq!(text(ours), expected("rewards"));
         for rewards in [[1e308, 1e308, 1e308], [1.7e308, -1.7e308, -1.7e308]] {
