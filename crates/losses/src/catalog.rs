@@ -177,7 +177,7 @@ pub fn families() -> Vec<Family> {
                 ),
                 (
                     "`kl`",
-                    "a penalty in the loss: `k1`, `k2`, `k3`, `abs` and straight-through forms; full KL is a column of the op",
+                    "a penalty in the loss: `k1`, `k2`, `k3`, `abs`, forms with the gradient of `k2`, and `full`, the KL itself",
                 ),
                 ("`entropy`", "weight of an entropy bonus"),
                 ("`policy::ValueLoss`", "squared error of a critic, clipped or not"),

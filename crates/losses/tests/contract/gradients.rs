@@ -120,7 +120,7 @@ fn gradient_equals_central_finite_differences() {
             (SAMPLED_TOKEN, 2),
             ("the estimate of the divergence has the gradient of another", 12),
             ("the gate of the pair is detached", 5),
-            ("the ratio is a weight, detached", 10),
+            ("the ratio is a weight, detached", 11),
             ("the weights of the pairs are detached", 36),
         ]
     );

@@ -40,6 +40,7 @@ fn modified(plain: &Objective) -> Vec<Objective> {
         penalty(KlEstimator::K1WithK2Gradient, None, None),
         penalty(KlEstimator::K3WithK2Gradient, None, None),
         penalty(KlEstimator::K3, Some(20.0), Some(10.0)),
+        penalty(KlEstimator::Full, None, None),
         Objective {
             entropy: 0.1,
             ..plain.clone()
@@ -106,15 +107,13 @@ impl Setting for Objective {
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
-        let stats = &given.stats[0];
         let rows = part.completion_rows();
         let reference = part.per_row(&part.batch.reference);
         let batch = Batch {
-            logp: &stats.logp,
+            stats: &given.stats[0],
             old: &part.per_row(&part.batch.old),
             advantage: &part.spread(&part.batch.advantage),
             reference: given.unless(Missing::Reference, &reference),
-            entropy: stats.entropy.as_ref(),
             rows: &rows,
         };
         Objective::evaluate(self, &batch, &counts(self, given)?)
