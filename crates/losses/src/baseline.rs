@@ -13,6 +13,18 @@ pub enum Baseline {
     MismatchedKl,
 }
 
+/// The number for a loss that asked for one.
+///
+/// **Errors**: [`Error::Input`] when it is missing or not finite.
+pub(crate) fn wanted_baseline(given: Option<f64>) -> Result<f64> {
+    let finite = given.filter(|baseline| baseline.is_finite());
+    finite.ok_or_else(|| {
+        let expected = "the finite whole-batch number that the loss subtracts from rewards";
+        let got = given.map_or("none".to_owned(), |number| number.to_string());
+        Error::input("baseline", expected, got)
+    })
+}
+
 /// An estimate of the divergence from the reference, from completions that answer other prompts: KTO's baseline.
 ///
 /// `z₀ = max(0, (1/B) Σ_i [log π(y_j | x_i) − log π_ref(y_j | x_i)])`, `y_j` the completion of another prompt; a

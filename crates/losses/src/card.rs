@@ -1,5 +1,6 @@
 //! What every loss of every family says about itself.
 
+use crate::error::first;
 use crate::{Error, Result};
 
 /// One line of the table of losses (`unsay list losses`, `docs/losses.md`).
@@ -36,6 +37,6 @@ pub trait Described {
     ///
     /// **Errors**: [`Error::Range`] with name, value and range.
     fn check(&self) -> Result<()> {
-        self.problems().into_iter().next().map_or(Ok(()), Err)
+        first(self.problems())
     }
 }

@@ -16,7 +16,7 @@ impl CompletionRows {
     /// From the number of tokens of each completion, in the order of the rows.
     ///
     /// **Errors**: [`Error::Empty`] without completions, [`Error::Input`] for one without tokens (its mean would be
-    /// a division by zero).
+    /// a division by zero), or where all completions at the length of the longest have more than 2²⁸ tokens.
     pub fn new(lengths: &[usize], device: Device) -> Result<Self> {
         if lengths.is_empty() {
             return Err(Error::Empty {
@@ -28,6 +28,14 @@ impl CompletionRows {
             return Err(Error::input("lengths", "at least one token in every completion", got));
         }
         let longest = lengths.iter().copied().max().unwrap_or(1);
+        let places = longest.checked_mul(lengths.len());
+        if places.is_none_or(|places| places > MAX_PLACES) {
+            return Err(Error::input(
+                "lengths",
+                format!("at most {MAX_PLACES} tokens, were all completions as long as the longest"),
+                format!("{} completions of up to {longest} tokens", lengths.len()),
+            ));
+        }
         let slots = lengths.iter().enumerate();
         let slots: Vec<i64> = slots
             .flat_map(|(completion, &n)| (0..n).map(move |position| (completion * longest + position) as i64))
@@ -82,6 +90,18 @@ impl CompletionRows {
         Ok(self.table(per_row)?.f_sum_dim_intlist([1i64].as_slice(), false, None)?)
     }
 
+    /// As [`CompletionRows::sums`], with every value multiplied by its weight `[N]` first.
+    ///
+    /// **Errors**: as [`CompletionRows::table`].
+    pub(crate) fn weighted_sums(&self, per_row: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+        let Some(weights) = weights else {
+            return self.sums(per_row);
+        };
+        // Tables, not rows, are multiplied: each is checked, where a product of rows could stretch one to fit.
+        let weighted = self.table(per_row)?.f_mul(&self.table(weights)?)?;
+        Ok(weighted.f_sum_dim_intlist([1i64].as_slice(), false, None)?)
+    }
+
     /// `[N]` each completion's value of `[B]` for every row of it; keeps the graph.
     ///
     /// **Errors**: [`Error::Input`] for another number of completions.
@@ -113,6 +133,9 @@ impl CompletionRows {
     }
 }
 
+/// Far beyond any micro-batch, as each token has a hidden state beside its place in the table.
+const MAX_PLACES: usize = 1 << 28;
+
 /// Log-probabilities of `B` whole completions.
 #[derive(Debug)]
 pub struct Completions {
@@ -132,25 +155,20 @@ impl Completions {
     /// From the stats of an op and, where the loss has a reference, the reference's log-probability of every row
     /// `[N]`. `weights` `[N]` multiply every token's log-probability in both (LD-DPO).
     ///
-    /// **Errors**: [`Error::Input`] when the numbers of rows differ.
+    /// **Errors**: [`Error::Input`] when the numbers of rows differ, or the reference is not floating point.
     pub fn of(
         stats: &TokenStats,
         rows: &CompletionRows,
         reference: Option<&Tensor>,
         weights: Option<&Tensor>,
     ) -> Result<Self> {
-        // Tables, not rows, are multiplied: each is checked, where a product of rows could stretch one to fit.
-        let weights = weights.map(|weights| rows.table(weights)).transpose()?;
-        let sums = |logp: &Tensor| match &weights {
-            Some(weights) => Ok(rows
-                .table(logp)?
-                .f_mul(weights)?
-                .f_sum_dim_intlist([1i64].as_slice(), false, None)?),
-            None => rows.sums(logp),
-        };
+        let sums = |logp: &Tensor| rows.weighted_sums(logp, weights);
         let kind = stats.logp.f_kind()?;
         let reference = match reference {
-            Some(logp) => Some(sums(&logp.f_detach()?.f_to_kind(kind)?)?),
+            Some(logp) => {
+                floating(logp)?;
+                Some(sums(&logp.f_detach()?.f_to_kind(kind)?)?)
+            }
             None => None,
         };
         Ok(Completions {
@@ -166,7 +184,8 @@ impl Completions {
     ///
     /// **Shapes**: all `[B]`.
     ///
-    /// **Errors**: [`Error::Input`] when the shapes differ, [`Error::Empty`] without completions.
+    /// **Errors**: [`Error::Input`] when the shapes differ, log-probabilities are not floating point, or a number of
+    /// tokens is below 1 or not finite; [`Error::Empty`] without completions.
     pub fn from_sums(logp: &Tensor, reference: Option<&Tensor>, tokens: &Tensor) -> Result<Self> {
         let size = logp.size();
         if size.len() != 1 || !logp.is_floating_point() {
@@ -193,9 +212,18 @@ impl Completions {
         }
         let kind = logp.f_kind()?;
         let reference = match reference {
-            Some(reference) => Some(reference.f_detach()?.f_to_kind(kind)?),
+            Some(reference) => {
+                floating(reference)?;
+                Some(reference.f_detach()?.f_to_kind(kind)?)
+            }
             None => None,
         };
+        let counted = tokens.f_to_kind(Kind::Double)?;
+        let (fewest, most) = (counted.f_min()?.double_value(&[]), counted.f_max()?.double_value(&[]));
+        if !(fewest >= 1.0 && most.is_finite()) {
+            let got = format!("numbers from {fewest} to {most}");
+            return Err(Error::input("tokens", "finite numbers, at least 1", got));
+        }
         Ok(Completions {
             logp: logp.shallow_clone(),
             reference,
@@ -232,18 +260,12 @@ impl Completions {
     ///
     /// **Errors**: [`Error::Input`] without a reference.
     pub(crate) fn log_ratio(&self) -> Result<Tensor> {
-        Ok(self.logp.f_sub(self.reference()?)?)
+        Ok(self.logp.f_sub(self.wanted_reference()?)?)
     }
 
     /// `[B]` log-probability under the reference, for a loss that compares with it.
-    pub(crate) fn reference(&self) -> Result<&Tensor> {
-        self.reference.as_ref().ok_or_else(|| {
-            Error::input(
-                "reference",
-                "the reference's log-probabilities, as the loss compares with it",
-                "none",
-            )
-        })
+    pub(crate) fn wanted_reference(&self) -> Result<&Tensor> {
+        self.reference.as_ref().ok_or_else(missing_reference)
     }
 
     /// `[B]` implicit rewards, for the log: `beta` times the log-ratio to the reference, or the log-probability where
@@ -272,6 +294,31 @@ impl Completions {
             ..self
         })
     }
+}
+
+/// The reference's log-probabilities for a loss that compares with it, nothing for one that does not.
+///
+/// **Errors**: [`Error::Input`] when they are missing.
+pub(crate) fn wanted_reference(wanted: bool, given: Option<&Tensor>) -> Result<Option<&Tensor>> {
+    match (wanted, given) {
+        (true, None) => Err(missing_reference()),
+        (true, given) => Ok(given),
+        (false, _) => Ok(None),
+    }
+}
+
+fn missing_reference() -> Error {
+    let expected = "the reference's log-probabilities, as the loss compares with it";
+    Error::input("reference", expected, "none")
+}
+
+/// That a reference's log-probabilities can be some.
+fn floating(reference: &Tensor) -> Result<()> {
+    if reference.is_floating_point() {
+        return Ok(());
+    }
+    let got = format!("{:?}", reference.f_kind()?);
+    Err(Error::input("reference", "floating point", got))
 }
 
 #[cfg(test)]
@@ -344,6 +391,12 @@ mod tests {
             let error = Completions::of(&stats, &rows, Some(reference), Some(&weights)).unwrap_err();
             assert!(error.to_string().starts_with("values per row: expected [3]"), "{error}");
         }
+        let whole = reference.to_kind(Kind::Int64);
+        let sums = Completions::from_sums(&reference, Some(&whole), &Tensor::ones_like(&reference));
+        for refused in [Completions::of(&stats, &rows, Some(&whole), None), sums] {
+            let error = refused.unwrap_err().to_string();
+            assert_eq!(error, "reference: expected floating point, got Int64");
+        }
         let mean = plain.per_token().unwrap();
         assert!(near(&mean.logp, &[-0.940190, -3.440190]) && near(mean.reference.as_ref().unwrap(), &[-1.5, -4.0]));
         let second = mean.narrow(1, 1).unwrap();
@@ -358,6 +411,18 @@ mod tests {
             text(&[2, 0]),
             "lengths: expected at least one token in every completion, got none in completion 1"
         );
+        for lengths in [
+            &[usize::MAX][..],
+            &[usize::MAX, 1],
+            &[1, MAX_PLACES / 2 + 1],
+            &[MAX_PLACES + 1],
+        ] {
+            let text = text(lengths);
+            assert!(
+                text.starts_with("lengths: expected at most 268435456 tokens, were all"),
+                "{text}"
+            );
+        }
         let rows = CompletionRows::new(&[2, 1], Device::Cpu).unwrap();
         let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, Device::Cpu));
         assert_eq!(
@@ -375,6 +440,20 @@ mod tests {
             "reference: expected [2] on Cpu, as `logp`, got [1] on Cpu"
         );
         assert_eq!(sums(2, 2, 3), "tokens: expected [2] on Cpu, as `logp`, got [3] on Cpu");
+        let one = |tokens: f64| Completions::from_sums(&zeros(2), None, &Tensor::from_slice(&[3.0, tokens]));
+        assert!(one(1.0).is_ok());
+        for (tokens, ends) in [
+            (0.0, "from 0 to 3"),
+            (-3.0, "from -3 to 3"),
+            (0.5, "from 0.5 to 3"),
+            (f64::INFINITY, "from 3 to inf"),
+            (f64::NAN, "from NaN to NaN"),
+        ] {
+            assert_eq!(
+                one(tokens).unwrap_err().to_string(),
+                format!("tokens: expected finite numbers, at least 1, got numbers {ends}")
+            );
+        }
         let none = Completions::from_sums(&zeros(1), None, &(zeros(1) + 1.0)).unwrap();
         assert!(
             none.log_ratio()

@@ -59,6 +59,11 @@ impl Error {
     }
 }
 
+/// The first of some problems as the error, if there is one.
+pub(crate) fn first(problems: Vec<Error>) -> Result<()> {
+    problems.into_iter().next().map_or(Ok(()), Err)
+}
+
 /// A parameter that must be finite and at least zero, as most weights are.
 pub(crate) fn not_negative(name: &'static str, value: f64) -> Option<Error> {
     let fine = value.is_finite() && value >= 0.0;
@@ -153,6 +158,41 @@ mod tests {
             assert_eq!(share("x", value).is_none(), whole, "{value}");
             assert_eq!(some_share("x", value).is_none(), some, "{value}");
         }
+    }
+
+    #[test]
+    fn parts_are_printed_as_the_manifest_spells_them() {
+        use crate::paired::{Divergence, Logps, Weighting};
+        use crate::policy::Aggregate;
+
+        let mut printed = 0;
+        let mut same = |ours: String, json: serde_json::Result<String>| {
+            assert_eq!(ours.replace(' ', ""), json.unwrap().replace('"', ""));
+            printed += 1;
+        };
+        for logps in [Logps::Sum, Logps::Mean, Logps::Ld { alpha: 0.5 }] {
+            same(logps.to_string(), serde_json::to_string(&logps));
+        }
+        for weighting in [Weighting::None, Weighting::Wpo { clamp: true }] {
+            same(weighting.to_string(), serde_json::to_string(&weighting));
+        }
+        for divergence in [
+            Divergence::ReverseKl,
+            Divergence::ForwardKl,
+            Divergence::Js,
+            Divergence::Alpha { alpha: 0.5 },
+        ] {
+            same(divergence.to_string(), serde_json::to_string(&divergence));
+        }
+        for aggregate in [
+            Aggregate::TokenMean,
+            Aggregate::SequenceMean,
+            Aggregate::SequenceSum,
+            Aggregate::FixedLength { length: 7 },
+        ] {
+            same(aggregate.to_string(), serde_json::to_string(&aggregate));
+        }
+        assert_eq!(printed, 13);
     }
 
     #[test]

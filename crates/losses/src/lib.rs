@@ -43,6 +43,7 @@ mod baseline;
 mod card;
 mod catalog;
 mod completions;
+mod counts;
 pub mod director;
 mod error;
 mod op;

@@ -310,7 +310,7 @@ fn what_is_retained_beside_samples_and_negatives_goes_through_the_op() {
             let batch = ranked::Batch {
                 stats,
                 rows: &policy.rows,
-                samples: &[2],
+                n_samples: &[2],
                 reference: Some(&reference),
             };
             objective.evaluate(&batch, &counts).unwrap()

@@ -312,7 +312,7 @@ fn what_is_missing_or_does_not_fit_is_an_error() {
                     ..batch
                 })
             },
-            "reference: expected the reference's log-probability of every row, got none",
+            "reference: expected the reference's log-probabilities, as the loss compares with it, got none",
         ),
         (
             |batch, run| run(Batch { weights: None, ..batch }),
@@ -397,6 +397,18 @@ fn counts_that_do_not_cover_the_part_are_errors() {
         },
         UnpairedCounts {
             desirable_tokens: f64::NAN,
+            ..fine
+        },
+        UnpairedCounts {
+            desirable: f64::INFINITY,
+            ..fine
+        },
+        UnpairedCounts {
+            undesirable: f64::INFINITY,
+            ..fine
+        },
+        UnpairedCounts {
+            desirable_tokens: f64::INFINITY,
             ..fine
         },
     ] {

@@ -104,7 +104,7 @@ impl PairedLoss for Aot {
         let margin = chosen.logp.f_sub(&rejected.logp)?;
         let reference = match pairs.reference_free {
             true => margin.f_zeros_like()?,
-            false => chosen.reference()?.f_sub(rejected.reference()?)?,
+            false => chosen.wanted_reference()?.f_sub(rejected.wanted_reference()?)?,
         };
         let x = margin.f_sub(&same_rank(&margin, &reference)?)?;
         logistic(&x.f_mul_scalar(self.beta)?, self.label_smoothing)

@@ -96,7 +96,7 @@ impl PairedLoss for AotUnpaired {
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         let x = chosen.f_sub(&same_rank(&chosen, &rejected)?)?;
         logistic(&x.f_mul_scalar(self.beta)?, self.label_smoothing)
     }

@@ -75,13 +75,12 @@ impl PairedLoss for ApoDown {
         self.beta
     }
 
-    fn takes_divergence(&self) -> bool {
-        // A score is defined up to a constant, and here it is compared with zero.
+    fn is_of_margin(&self) -> bool {
         false
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, _) = pairs.ratios()?;
+        let (chosen, _) = pairs.log_ratios()?;
         let likely = chosen.f_mul_scalar(self.beta)?.f_sigmoid()?;
         // 1 − σ(x) = σ(−x), without the rounding beside 1.
         Ok(likely.f_add(&pairs.margin()?.f_mul_scalar(-self.beta)?.f_sigmoid()?)?)

@@ -75,13 +75,12 @@ impl PairedLoss for ApoZero {
         self.beta
     }
 
-    fn takes_divergence(&self) -> bool {
-        // A score is defined up to a constant, and here it is compared with zero.
+    fn is_of_margin(&self) -> bool {
         false
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         // 1 − σ(x) = σ(−x), without the rounding beside 1.
         let missing = chosen.f_mul_scalar(-self.beta)?.f_sigmoid()?;
         Ok(missing.f_add(&rejected.f_mul_scalar(self.beta)?.f_sigmoid()?)?)

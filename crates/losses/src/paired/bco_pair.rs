@@ -84,8 +84,7 @@ impl PairedLoss for BcoPair {
         self.beta
     }
 
-    fn takes_divergence(&self) -> bool {
-        // A score is defined up to a constant, and here it is compared with zero.
+    fn is_of_margin(&self) -> bool {
         false
     }
 
@@ -98,7 +97,7 @@ impl PairedLoss for BcoPair {
             true => pairs.wanted_baseline()?,
             false => 0.0,
         };
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         let reward = |ratio: &Tensor| -> Result<Tensor> { Ok(ratio.f_mul_scalar(self.beta)?.f_sub_scalar(shift)?) };
         let known = reward(&chosen)?.f_log_sigmoid()?;
         Ok(known.f_add(&reward(&rejected)?.f_neg()?.f_log_sigmoid()?)?.f_neg()?)

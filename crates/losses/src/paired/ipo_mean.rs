@@ -86,7 +86,7 @@ impl PairedLoss for IpoMean {
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         let per_token = chosen
             .f_div(&pairs.chosen.tokens)?
             .f_sub(&rejected.f_div(&pairs.rejected.tokens)?)?;

@@ -76,10 +76,17 @@ pub trait PairedLoss: Described {
         false
     }
 
+    /// Whether it compares the two sides with each other alone. A loss that compares the log-ratio of a side with a
+    /// fixed number is not: there a constant does not cancel, so log-ratios cannot be log-probabilities
+    /// ([`Objective::reference_free`]).
+    fn is_of_margin(&self) -> bool {
+        true
+    }
+
     /// Whether [`Divergence`]s other than the reverse KL make sense for it: only for a loss of [`Pairs::margin`], in
     /// which the constant that a score is defined up to cancels.
     fn takes_divergence(&self) -> bool {
-        self.uses_reference()
+        self.uses_reference() && self.is_of_margin()
     }
 
     /// Weight of the likelihood of the chosen completion that is part of the loss itself.

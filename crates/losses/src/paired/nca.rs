@@ -74,13 +74,12 @@ impl PairedLoss for Nca {
         self.beta
     }
 
-    fn takes_divergence(&self) -> bool {
-        // A score is defined up to a constant, and here it is compared with zero.
+    fn is_of_margin(&self) -> bool {
         false
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         let half =
             |x: &Tensor| -> Result<Tensor> { Ok(x.f_mul_scalar(-self.beta)?.f_log_sigmoid()?.f_mul_scalar(-0.5)?) };
         let known = chosen.f_mul_scalar(self.beta)?.f_log_sigmoid()?.f_neg()?;

@@ -1,10 +1,14 @@
 //! A paired loss and what can be put around any of them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Divergence, Loss, PairCounts, Pairs};
-use crate::error::not_negative;
+use crate::completions::wanted_reference;
+use crate::counts::Counts;
+use crate::error::{first, not_negative, share};
 use crate::token::wanted;
 use crate::{CompletionRows, Completions, Error, LossValue, Needs, Result, TokenStats};
 
@@ -17,13 +21,25 @@ pub enum Logps {
     Sum,
     /// Their mean: length-normalised preference losses, such as TRL's `sigmoid_norm`. It changes the meaning of `beta`.
     Mean,
-    /// Their sum, with the tokens beyond the length of the pair's shorter completion weighted by `alpha`:
+    /// Their sum, with the tokens beyond the length of the pair's shorter completion weighted by `alpha`, and so is a
+    /// loss's own term for every row ([`PairedLoss::token_term`](super::PairedLoss::token_term)):
     /// W. Liu, Y. Bai, C. Han, R. Weng, J. Xu, X. Cao, J. Wang, X. Cai, "Length desensitization in direct preference
     /// optimization", 2024, eq. 10. TRL 0.24 weights the policy alone.
     Ld {
         /// In `[0, 1]`; 1 is the sum.
         alpha: f64,
     },
+}
+
+impl fmt::Display for Logps {
+    /// As the manifest spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Logps::Sum => f.write_str("sum"),
+            Logps::Mean => f.write_str("mean"),
+            Logps::Ld { alpha } => write!(f, "{{ ld: {{ alpha: {alpha} }} }}"),
+        }
+    }
 }
 
 /// Weights of the pairs.
@@ -40,6 +56,16 @@ pub enum Weighting {
         /// Whether a pair's weight is held at 1, as TRL 0.24 does and TRL 1.10 does not.
         clamp: bool,
     },
+}
+
+impl fmt::Display for Weighting {
+    /// As the manifest spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Weighting::None => f.write_str("none"),
+            Weighting::Wpo { clamp } => write!(f, "{{ wpo: {{ clamp: {clamp} }} }}"),
+        }
+    }
 }
 
 /// A loss over pairs with everything around it: the manifest form of training on pairs.
@@ -66,7 +92,8 @@ pub struct Objective {
     /// The divergence behind the implicit rewards.
     #[serde(default)]
     pub divergence: Divergence,
-    /// Whether log-ratios are log-probabilities, as against a uniform reference. Only for losses with a reference.
+    /// Whether log-ratios are log-probabilities, as if the reference gave all completions the same probability. Only for
+    /// losses that compare with a reference, and the two sides with each other alone.
     #[serde(default)]
     pub reference_free: bool,
     /// Weights of the pairs.
@@ -112,33 +139,31 @@ impl Objective {
         let mut problems = self.loss.problems();
         problems.extend(self.divergence.problem());
         problems.extend(not_negative("nll", self.nll));
+        if let Logps::Ld { alpha } = self.logps {
+            problems.extend(share("logps.ld.alpha", alpha));
+        }
         let mut refuse = |name: &'static str, value: String, range: &'static str| {
             problems.push(Error::Range { name, value, range });
         };
-        match self.logps {
-            Logps::Ld { alpha } if !(0.0..=1.0).contains(&alpha) => {
-                refuse("logps.ld.alpha", alpha.to_string(), "a number from 0 to 1");
-            }
-            Logps::Mean | Logps::Ld { .. } if self.loss.per_token() => {
-                let range = "`sum`, as the loss divides by the number of tokens itself";
-                refuse("logps", format!("{:?}", self.logps), range);
-            }
-            _ => {}
+        if self.logps != Logps::Sum && self.loss.per_token() {
+            let range = "`sum`, as the loss divides by the number of tokens itself";
+            refuse("logps", self.logps.to_string(), range);
         }
         if self.divergence != Divergence::ReverseKl && !self.loss.takes_divergence() {
             let range = "`reverse_kl`, as the loss is not one of the difference of two log-ratios";
-            refuse("divergence", format!("{:?}", self.divergence), range);
+            refuse("divergence", self.divergence.to_string(), range);
         }
         if self.weighting != Weighting::None && self.loss.couples_pairs() {
             let range = "`none`, as the loss compares whole batches and its terms belong to no pair";
-            refuse("weighting", format!("{:?}", self.weighting), range);
+            refuse("weighting", self.weighting.to_string(), range);
         }
-        if self.reference_free && !self.loss.uses_reference() {
-            refuse(
-                "reference_free",
-                "true".to_owned(),
-                "`false`, as the loss has no reference",
-            );
+        let range = match (self.loss.uses_reference(), self.loss.is_of_margin()) {
+            (true, true) => None,
+            (true, false) => Some("`false`, as the loss compares each log-ratio with a fixed number"),
+            (false, _) => Some("`false`, as the loss has no reference"),
+        };
+        if let (true, Some(range)) = (self.reference_free, range) {
+            refuse("reference_free", "true".to_owned(), range);
         }
         problems
     }
@@ -161,30 +186,21 @@ impl Objective {
     ///
     /// **Errors**: [`Error::Input`] when the parts do not fit together or one is missing.
     pub fn pairs(&self, batch: &Batch<'_>) -> Result<Pairs> {
-        let reference = match (self.uses_reference(), batch.reference) {
-            (true, None) => {
-                let expected = "the reference's log-probability of every row";
-                return Err(Error::input("reference", expected, "none"));
-            }
-            (true, reference) => reference,
-            (false, _) => None,
-        };
+        let reference = wanted_reference(self.uses_reference(), batch.reference)?;
         let weights = match self.logps {
             Logps::Ld { alpha } => Some(ld_weights(batch, alpha)?),
             Logps::Sum | Logps::Mean => None,
         };
         let mut both = Completions::of(batch.stats, batch.rows, reference, weights.as_ref())?;
         if let Some(term) = self.loss.token_term(batch.stats, batch.draws)? {
-            let term = match &weights {
-                Some(weights) => term.f_mul(weights)?,
-                None => term,
-            };
-            both.term = Some(batch.rows.sums(&term)?);
+            both.term = Some(batch.rows.weighted_sums(&term, weights.as_ref())?);
         }
         if self.weighting != Weighting::None {
             let collision = wanted("stats.collision", &batch.stats.collision)?;
-            let surplus = batch.stats.logp.f_detach()?.f_sub(collision)?;
-            both.confidence = Some(batch.rows.sums(&surplus)?.f_div(&both.tokens)?);
+            let logp = batch.rows.table(&batch.stats.logp.f_detach()?)?;
+            let surplus = logp.f_sub(&batch.rows.table(collision)?)?;
+            let sums = surplus.f_sum_dim_intlist([1i64].as_slice(), false, None)?;
+            both.confidence = Some(sums.f_div(&both.tokens)?);
         }
         if self.logps == Logps::Mean {
             both = both.per_token()?;
@@ -207,18 +223,9 @@ impl Objective {
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &PairCounts) -> Result<LossValue> {
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(problem);
-        }
+        first(self.problems())?;
         let own = PairCounts::of(batch.rows);
-        // Not `any(>)`: a NaN must not pass.
-        if !(own.pairs <= counts.pairs && own.chosen_tokens <= counts.chosen_tokens) {
-            return Err(Error::input(
-                "counts",
-                format!("sizes of the whole batch, at least this part's {own:?}"),
-                format!("{counts:?}"),
-            ));
-        }
+        counts.check_covers(&own)?;
         if self.loss.couples_pairs() && own != *counts {
             return Err(Error::input(
                 "batch",

@@ -1,11 +1,12 @@
 //! Pairs of completions, and what their log-ratios mean.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::baseline::wanted_baseline;
+use crate::counts::counts;
 use crate::error::finite;
 use crate::{CompletionRows, Completions, Error, Result};
 
@@ -66,7 +67,7 @@ impl Pairs {
     /// `[B]` and `[B]` the log-ratios to the reference of chosen and rejected completions, as the divergence reads them.
     ///
     /// **Errors**: [`Error::Input`] without a reference, unless the pairs are reference-free.
-    pub fn ratios(&self) -> Result<(Tensor, Tensor)> {
+    pub fn log_ratios(&self) -> Result<(Tensor, Tensor)> {
         let ratio = |side: &Completions| match self.reference_free {
             true => Ok(side.logp.shallow_clone()),
             false => side.log_ratio(),
@@ -77,22 +78,15 @@ impl Pairs {
 
     /// `[B]` how far the chosen log-ratio is above the rejected one, as the divergence reads them.
     ///
-    /// **Errors**: as [`Pairs::ratios`].
+    /// **Errors**: as [`Pairs::log_ratios`].
     pub fn margin(&self) -> Result<Tensor> {
-        let (chosen, rejected) = self.ratios()?;
+        let (chosen, rejected) = self.log_ratios()?;
         Ok(chosen.f_sub(&rejected)?)
     }
 
     /// The whole-batch number for a loss that asked for it.
     pub(crate) fn wanted_baseline(&self) -> Result<f64> {
-        match self.baseline {
-            Some(baseline) if baseline.is_finite() => Ok(baseline),
-            other => Err(Error::input(
-                "baseline",
-                "the finite whole-batch number that the loss subtracts from rewards",
-                format!("{other:?}"),
-            )),
-        }
+        wanted_baseline(self.baseline)
     }
 }
 
@@ -119,6 +113,18 @@ pub enum Divergence {
         /// Finite and not 1.
         alpha: f64,
     },
+}
+
+impl fmt::Display for Divergence {
+    /// As the manifest spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Divergence::ReverseKl => f.write_str("reverse_kl"),
+            Divergence::ForwardKl => f.write_str("forward_kl"),
+            Divergence::Js => f.write_str("js"),
+            Divergence::Alpha { alpha } => write!(f, "{{ alpha: {{ alpha: {alpha} }} }}"),
+        }
+    }
 }
 
 /// Beyond this the exponential of a log-ratio is held: `e^{40}` is `2e17`, and `f32` still holds its square, which
@@ -172,6 +178,8 @@ pub struct PairCounts {
     pub chosen_tokens: f64,
 }
 
+counts!(PairCounts { pairs, chosen_tokens });
+
 impl PairCounts {
     /// Counts one micro-batch: rows of the chosen completions, then of the rejected ones.
     pub fn of(rows: &CompletionRows) -> Self {
@@ -180,29 +188,6 @@ impl PairCounts {
             pairs: pairs as f64,
             chosen_tokens: rows.lengths().iter().take(pairs).sum::<i64>() as f64,
         }
-    }
-}
-
-impl Add for PairCounts {
-    type Output = PairCounts;
-
-    fn add(self, other: Self) -> Self {
-        PairCounts {
-            pairs: self.pairs + other.pairs,
-            chosen_tokens: self.chosen_tokens + other.chosen_tokens,
-        }
-    }
-}
-
-impl AddAssign for PairCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for PairCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(PairCounts::default(), Add::add)
     }
 }
 
@@ -278,7 +263,7 @@ pub(crate) mod tests {
             &[[-3.0, -5.0, 1.0], [-1.0, -1.5, 1.0]],
             &[[-4.0, -1.0, 1.0], [-6.0, -7.0, 1.0]],
         );
-        let both = |pairs: &Pairs| pairs.ratios().map(|(c, r)| (numbers(&c), numbers(&r)));
+        let both = |pairs: &Pairs| pairs.log_ratios().map(|(c, r)| (numbers(&c), numbers(&r)));
         assert_eq!(both(&two).unwrap(), (vec![2.0, 0.5], vec![-3.0, 1.0]));
         assert_eq!(numbers(&two.margin().unwrap()), [5.0, -0.5]);
         two.divergence = Divergence::ForwardKl;

@@ -73,13 +73,12 @@ impl PairedLoss for Sppo {
         self.beta
     }
 
-    fn takes_divergence(&self) -> bool {
-        // A score is defined up to a constant, and here it is compared with zero.
+    fn is_of_margin(&self) -> bool {
         false
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
-        let (chosen, rejected) = pairs.ratios()?;
+        let (chosen, rejected) = pairs.log_ratios()?;
         let target = 0.5 / self.beta;
         Ok(squared(&chosen, target)?.f_add(&squared(&rejected, -target)?)?)
     }

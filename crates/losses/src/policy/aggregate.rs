@@ -1,11 +1,11 @@
 //! From one value per token to one number.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::counts::{Counts, counts};
 use crate::{CompletionRows, Error, LossValue, Result};
 
 /// How the values of tokens become one number: what a long completion weighs against a short one.
@@ -38,6 +38,18 @@ pub enum Aggregate {
         /// At least 1; the largest length that is sampled.
         length: usize,
     },
+}
+
+impl fmt::Display for Aggregate {
+    /// As the manifest spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Aggregate::TokenMean => f.write_str("token_mean"),
+            Aggregate::SequenceMean => f.write_str("sequence_mean"),
+            Aggregate::SequenceSum => f.write_str("sequence_sum"),
+            Aggregate::FixedLength { length } => write!(f, "{{ fixed_length: {{ length: {length} }} }}"),
+        }
+    }
 }
 
 impl Aggregate {
@@ -89,6 +101,8 @@ pub struct PolicyCounts {
     pub completions: f64,
 }
 
+counts!(PolicyCounts { tokens, completions });
+
 impl PolicyCounts {
     /// Counts one micro-batch.
     pub fn of(rows: &CompletionRows) -> Self {
@@ -100,16 +114,7 @@ impl PolicyCounts {
 
     /// That they can be those of a batch which these rows are part of.
     pub(super) fn check(&self, rows: &CompletionRows) -> Result<()> {
-        let own = PolicyCounts::of(rows);
-        let enough = |whole: f64, part: f64| whole.is_finite() && whole >= part;
-        if enough(self.tokens, own.tokens) && enough(self.completions, own.completions) {
-            return Ok(());
-        }
-        Err(Error::input(
-            "counts",
-            format!("sizes of the whole batch, at least this part's {own:?}"),
-            format!("{self:?}"),
-        ))
+        self.check_covers(&PolicyCounts::of(rows))
     }
 
     /// The mean over the tokens of the whole batch of one value per row, for the log.
@@ -120,29 +125,6 @@ impl PolicyCounts {
     /// The share of the tokens of the whole batch, for the log, in a floating-point kind.
     pub(super) fn share(&self, mask: &Tensor, kind: Kind) -> Result<Tensor> {
         self.token_mean(&mask.f_to_kind(kind)?)
-    }
-}
-
-impl Add for PolicyCounts {
-    type Output = PolicyCounts;
-
-    fn add(self, other: Self) -> Self {
-        PolicyCounts {
-            tokens: self.tokens + other.tokens,
-            completions: self.completions + other.completions,
-        }
-    }
-}
-
-impl AddAssign for PolicyCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for PolicyCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(PolicyCounts::default(), Add::add)
     }
 }
 

@@ -90,7 +90,7 @@ impl Objective {
         if self.loss.per_completion() && self.aggregate != Aggregate::SequenceMean {
             problems.push(Error::Range {
                 name: "aggregate",
-                value: format!("{:?}", self.aggregate),
+                value: self.aggregate.to_string(),
                 range: "`sequence_mean`, as the loss has one value per completion",
             });
         }
@@ -518,7 +518,7 @@ mod tests {
             [
                 "`rloo.clip_low` is 0, expected a number above 0, at most 1",
                 "`aggregate.fixed_length.length` is 0, expected a whole number, at least 1",
-                "`aggregate` is FixedLength { length: 0 }, expected `sequence_mean`, as the loss has one value per completion",
+                "`aggregate` is { fixed_length: { length: 0 } }, expected `sequence_mean`, as the loss has one value per completion",
                 "`kl.coefficient` is -1, expected a finite number, at least 0",
                 "`kl.clamp.log_ratio` is 0, expected a finite number above 0",
                 "`entropy` is NaN, expected a finite number, at least 0",

@@ -58,7 +58,7 @@ pub struct D2o {
 impl D2o {
     /// The two sides of `z`, with their graphs.
     fn sides(&self, groups: &Groups) -> Result<(Tensor, Tensor)> {
-        let (samples, negatives) = groups.ratios()?;
+        let (samples, negatives) = groups.log_ratios()?;
         Ok((samples.f_mul_scalar(self.beta)?, negatives.f_mul_scalar(self.alpha)?))
     }
 }

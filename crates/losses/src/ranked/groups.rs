@@ -1,10 +1,8 @@
 //! Prompts with several completions, and how many there are.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
-
 use tch::Tensor;
 
+use crate::counts::counts;
 use crate::{CompletionRows, Completions, Error, Result};
 
 /// `P` prompts, each with some samples and one negative.
@@ -19,18 +17,18 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// From `S + P` completions, and possibly others after them: all samples prompt by prompt, `samples` says how many
+    /// From `S + P` completions, and possibly others after them: all samples prompt by prompt, `n_samples` says how many
     /// each prompt has, then the negatives in the order of the prompts.
     ///
     /// **Errors**: [`Error::Empty`] without prompts; [`Error::Input`] for a prompt without samples or too few
     /// completions.
-    pub fn split(completions: &Completions, samples: &[usize]) -> Result<Self> {
-        let (n_samples, n_prompts) = sizes(samples, completions.n() as usize)?;
-        let (s, p) = (n_samples as i64, n_prompts as i64);
+    pub fn split(completions: &Completions, n_samples: &[usize]) -> Result<Self> {
+        let (s, p) = sizes(n_samples, completions.n() as usize)?;
+        let (s, p) = (s as i64, p as i64);
         Ok(Groups {
             samples: completions.narrow(0, s)?,
             negatives: completions.narrow(s, p)?,
-            prompts: CompletionRows::new(samples, completions.logp.device())?,
+            prompts: CompletionRows::new(n_samples, completions.logp.device())?,
         })
     }
 
@@ -45,24 +43,26 @@ impl Groups {
     /// `[P]` and `[P]` the log-ratios to the references: the mean over the samples of each prompt, and of its negative.
     ///
     /// **Errors**: [`Error::Input`] without a reference.
-    pub fn ratios(&self) -> Result<(Tensor, Tensor)> {
+    pub fn log_ratios(&self) -> Result<(Tensor, Tensor)> {
         Ok((self.means(&self.samples.log_ratio()?)?, self.negatives.log_ratio()?))
     }
 }
 
 /// The numbers of samples and prompts, where there are enough completions for both.
-fn sizes(samples: &[usize], n_completions: usize) -> Result<(usize, usize)> {
-    if samples.is_empty() {
+fn sizes(per_prompt: &[usize], n_completions: usize) -> Result<(usize, usize)> {
+    if per_prompt.is_empty() {
         return Err(Error::Empty {
             what: "the batch of prompts",
         });
     }
-    if let Some(at) = samples.iter().position(|&n| n == 0) {
+    if let Some(at) = per_prompt.iter().position(|&n| n == 0) {
         let got = format!("none for prompt {at}");
-        return Err(Error::input("samples", "at least one for every prompt", got));
+        return Err(Error::input("n_samples", "at least one for every prompt", got));
     }
-    let (n_samples, n_prompts) = (samples.iter().sum::<usize>(), samples.len());
-    if n_samples + n_prompts > n_completions {
+    let n_prompts = per_prompt.len();
+    // A sum that saturates is above every number of completions too.
+    let n_samples = per_prompt.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+    if n_samples.saturating_add(n_prompts) > n_completions {
         let expected = format!("{n_samples} samples and then {n_prompts} negatives, at least");
         return Err(Error::input(
             "completions",
@@ -82,41 +82,23 @@ pub struct RankedCounts {
     pub retained_tokens: f64,
 }
 
+counts!(RankedCounts {
+    prompts,
+    retained_tokens
+});
+
 impl RankedCounts {
     /// Counts one micro-batch: rows of the samples prompt by prompt, then of the negatives, then of retained
     /// completions.
     ///
     /// **Errors**: as [`Groups::split`].
-    pub fn of(rows: &CompletionRows, samples: &[usize]) -> Result<Self> {
-        let (n_samples, n_prompts) = sizes(samples, rows.n_completions())?;
+    pub fn of(rows: &CompletionRows, n_samples: &[usize]) -> Result<Self> {
+        let (n_samples, n_prompts) = sizes(n_samples, rows.n_completions())?;
         let retained = rows.lengths().iter().skip(n_samples + n_prompts);
         Ok(RankedCounts {
             prompts: n_prompts as f64,
             retained_tokens: retained.sum::<i64>() as f64,
         })
-    }
-}
-
-impl Add for RankedCounts {
-    type Output = RankedCounts;
-
-    fn add(self, other: Self) -> Self {
-        RankedCounts {
-            prompts: self.prompts + other.prompts,
-            retained_tokens: self.retained_tokens + other.retained_tokens,
-        }
-    }
-}
-
-impl AddAssign for RankedCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for RankedCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(RankedCounts::default(), Add::add)
     }
 }
 
@@ -138,7 +120,7 @@ mod tests {
         assert_eq!(of(&groups.samples.logp), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(of(&groups.negatives.logp), [4.0, 5.0]);
         assert_eq!(of(&groups.means(&groups.samples.logp).unwrap()), [1.0, 3.0]);
-        let (samples, negatives) = groups.ratios().unwrap();
+        let (samples, negatives) = groups.log_ratios().unwrap();
         assert_eq!((of(&samples), of(&negatives)), (vec![0.5, 1.5], vec![2.0, 2.5]));
     }
 
@@ -171,11 +153,16 @@ mod tests {
         assert_eq!(text(&[], 2), "the batch of prompts is empty");
         assert_eq!(
             text(&[2, 0], 4),
-            "samples: expected at least one for every prompt, got none for prompt 1"
+            "n_samples: expected at least one for every prompt, got none for prompt 1"
         );
         assert_eq!(
             text(&[2, 1], 4),
             "completions: expected 3 samples and then 2 negatives, at least, got 4 completions"
+        );
+        let huge = text(&[usize::MAX, 1], 4);
+        assert!(
+            huge.ends_with("samples and then 2 negatives, at least, got 4 completions"),
+            "{huge}"
         );
         assert!(Groups::split(&completions(5), &[2, 1]).is_ok());
         let groups = Groups::split(&completions(3), &[2]).unwrap();

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Groups, Loss, RankedCounts};
+use crate::completions::wanted_reference;
+use crate::counts::Counts;
+use crate::error::first;
 use crate::paired::Logps;
 use crate::{CompletionRows, Completions, Error, LossValue, Needs, Result, Retain, TokenStats};
 
@@ -41,7 +44,7 @@ pub struct Batch<'a> {
     /// The completions that the rows belong to.
     pub rows: &'a CompletionRows,
     /// How many samples each prompt has.
-    pub samples: &'a [usize],
+    pub n_samples: &'a [usize],
     /// `[N]` the log-probability of every row under the reference of its kind, where the loss has references: `π⁻` for
     /// samples, `π⁺` for negatives; those of retained completions are not read.
     pub reference: Option<&'a Tensor>,
@@ -65,7 +68,7 @@ impl Objective {
         if !matches!(self.logps, Logps::Sum | Logps::Mean) {
             problems.push(Error::Range {
                 name: "logps",
-                value: format!("{:?}", self.logps),
+                value: self.logps.to_string(),
                 range: "`sum` or `mean`, as there is no pair whose shorter completion could be the measure",
             });
         }
@@ -88,19 +91,12 @@ impl Objective {
     /// **Errors**: [`Error::Input`] when the parts do not fit together or one is missing, [`Error::Empty`] without
     /// prompts.
     pub fn groups(&self, batch: &Batch<'_>) -> Result<Groups> {
-        let reference = match (self.uses_reference(), batch.reference) {
-            (true, None) => {
-                let expected = "the log-probability of every row under the reference of its kind";
-                return Err(Error::input("reference", expected, "none"));
-            }
-            (true, reference) => reference,
-            (false, _) => None,
-        };
+        let reference = wanted_reference(self.uses_reference(), batch.reference)?;
         let mut completions = Completions::of(batch.stats, batch.rows, reference, None)?;
         if self.logps == Logps::Mean {
             completions = completions.per_token()?;
         }
-        Groups::split(&completions, batch.samples)
+        Groups::split(&completions, batch.n_samples)
     }
 
     /// The value on one micro-batch, divided by counts of the whole batch. Its examples are the prompts and then the
@@ -116,18 +112,8 @@ impl Objective {
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing; [`Error::Empty`] without
     /// prompts.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &RankedCounts) -> Result<LossValue> {
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(problem);
-        }
-        let own = RankedCounts::of(batch.rows, batch.samples)?;
-        // Not `any(>)`: a NaN must not pass.
-        if !(own.prompts <= counts.prompts && own.retained_tokens <= counts.retained_tokens) {
-            return Err(Error::input(
-                "counts",
-                format!("sizes of the whole batch, at least this part's {own:?}"),
-                format!("{counts:?}"),
-            ));
-        }
+        first(self.problems())?;
+        counts.check_covers(&RankedCounts::of(batch.rows, batch.n_samples)?)?;
         let groups = self.groups(batch)?;
         let mut values = self.loss.values(&groups)?.f_div_scalar(counts.prompts)?;
         let mut terms = self.terms(batch, &groups, counts)?;
@@ -161,7 +147,7 @@ impl Objective {
             ("reward_accuracy", mean(&ahead)?),
         ];
         if self.uses_reference() {
-            let (samples, negative) = groups.ratios()?;
+            let (samples, negative) = groups.log_ratios()?;
             terms.push(("log_ratio_samples", mean(&samples.f_detach()?)?));
             terms.push(("log_ratio_negative", mean(&negative.f_detach()?)?));
         }
@@ -182,7 +168,7 @@ mod tests {
 
     /// Completions given as numbers per row.
     struct Made {
-        samples: Vec<usize>,
+        n_samples: Vec<usize>,
         lengths: Vec<usize>,
         logp: Vec<f64>,
         reference: Vec<f64>,
@@ -215,7 +201,7 @@ mod tests {
         /// Two prompts with two samples and one, and one completion to retain. Log-ratios: 1 and 3; -2; -5 and 4.
         fn two() -> Made {
             Made {
-                samples: vec![2, 1],
+                n_samples: vec![2, 1],
                 lengths: vec![1, 2, 1, 1, 1, 2],
                 logp: vec![-1.0, -2.0, -1.0, -4.0, -7.0, -3.0, -0.5, -1.5],
                 reference: vec![-2.0, -3.0, -3.0, -2.0, -2.0, -7.0, f64::NAN, f64::NAN],
@@ -226,7 +212,7 @@ mod tests {
         /// The first prompt of [`Made::two`] alone.
         fn first() -> Made {
             Made {
-                samples: vec![2],
+                n_samples: vec![2],
                 lengths: vec![1, 2, 1],
                 logp: vec![-1.0, -2.0, -1.0, -7.0],
                 reference: vec![-2.0, -3.0, -3.0, -2.0],
@@ -237,7 +223,7 @@ mod tests {
         /// The second prompt of [`Made::two`] and the retained completion.
         fn second() -> Made {
             Made {
-                samples: vec![1],
+                n_samples: vec![1],
                 lengths: vec![1, 1, 2],
                 logp: vec![-4.0, -3.0, -0.5, -1.5],
                 reference: vec![-2.0, -7.0, f64::NAN, f64::NAN],
@@ -250,7 +236,7 @@ mod tests {
         }
 
         fn counts(&self) -> RankedCounts {
-            RankedCounts::of(&self.rows(), &self.samples).unwrap()
+            RankedCounts::of(&self.rows(), &self.n_samples).unwrap()
         }
 
         fn try_run(&self, objective: &Objective, counts: &RankedCounts, with_reference: bool) -> Result<Outcome> {
@@ -267,7 +253,7 @@ mod tests {
             let batch = Batch {
                 stats: &stats,
                 rows: &self.rows(),
-                samples: &self.samples,
+                n_samples: &self.n_samples,
                 reference: with_reference.then_some(&reference),
             };
             let value = objective.evaluate(&batch, counts)?;
@@ -375,7 +361,7 @@ mod tests {
         let made = Made {
             logp: vec![-1.0, -1.0],
             reference: vec![-1.0, -1.0],
-            samples: vec![1],
+            n_samples: vec![1],
             lengths: vec![1, 1],
             kl: vec![0.0; 2],
         };
@@ -425,7 +411,7 @@ mod tests {
         let error = made.try_run(&objective, &made.counts(), false).err().unwrap();
         assert_eq!(
             error.to_string(),
-            "reference: expected the log-probability of every row under the reference of its kind, got none"
+            "reference: expected the reference's log-probabilities, as the loss compares with it, got none"
         );
         let fine = made.counts();
         for counts in [
@@ -442,6 +428,14 @@ mod tests {
                 retained_tokens: f64::NAN,
                 ..fine
             },
+            RankedCounts {
+                prompts: f64::INFINITY,
+                ..fine
+            },
+            RankedCounts {
+                retained_tokens: f64::INFINITY,
+                ..fine
+            },
         ] {
             let text = made.try_run(&objective, &counts, true).err().unwrap().to_string();
             assert!(
@@ -450,13 +444,13 @@ mod tests {
             );
         }
         let none = Made {
-            samples: vec![2, 0],
+            n_samples: vec![2, 0],
             ..made
         };
         let error = none.try_run(&objective, &fine, true).err().unwrap();
         assert_eq!(
             error.to_string(),
-            "samples: expected at least one for every prompt, got none for prompt 1"
+            "n_samples: expected at least one for every prompt, got none for prompt 1"
         );
     }
 
@@ -471,7 +465,7 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "`logps` is Ld { alpha: 0.5 }, expected `sum` or `mean`, as there is no pair whose shorter completion \
+                "`logps` is { ld: { alpha: 0.5 } }, expected `sum` or `mean`, as there is no pair whose shorter completion \
                  could be the measure",
                 "`retain.kl` is -1, expected a finite number, at least 0",
             ]

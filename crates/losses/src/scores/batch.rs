@@ -1,10 +1,10 @@
 //! Scores and what people said about them.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::fmt;
 
 use tch::{Kind, Tensor};
 
+use crate::counts::counts;
 use crate::{Error, Result};
 
 /// Which kind of answers people gave.
@@ -16,6 +16,16 @@ pub enum Feedback {
     Pairs,
     /// Which of `K` is best.
     Choices,
+}
+
+impl fmt::Display for Feedback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Feedback::Labels => "labels",
+            Feedback::Pairs => "pairs",
+            Feedback::Choices => "choices",
+        })
+    }
 }
 
 /// `B` answers and the scores of what they are about.
@@ -98,6 +108,11 @@ impl<'a> Scores<'a> {
                 ));
             }
         }
+        if let Some(margin) = margin
+            && margin.f_isfinite()?.f_all()?.int64_value(&[]) != 1
+        {
+            return Err(Error::input("margin", "finite numbers", "others among them"));
+        }
         Ok((chosen, rejected, margin))
     }
 
@@ -132,23 +147,19 @@ impl<'a> Scores<'a> {
     /// What is logged, see [`ScoreLoss::evaluate`](super::ScoreLoss::evaluate); the parts have been checked.
     pub(super) fn terms(&self, counts: &ScoreCounts) -> Result<Vec<(&'static str, Tensor)>> {
         let mean = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_sum(None)?.f_div_scalar(counts.answers)?) };
-        let (right, chosen, rejected) = match self.feedback() {
-            Feedback::Labels => {
-                let (score, target) = self.labels()?;
+        let (right, chosen, rejected) = match *self {
+            Scores::Labels { score, target } => {
                 let agree = score.f_gt(0.0)?.f_eq_tensor(&target.f_gt(0.5)?)?;
                 let agree = agree.f_to_kind(score.f_kind()?)?;
                 return Ok(vec![("accuracy", mean(&agree)?), ("score", mean(score)?)]);
             }
-            Feedback::Pairs => {
-                let (chosen, rejected, _) = self.pairs()?;
-                (
-                    chosen.f_gt_tensor(rejected)?,
-                    chosen.shallow_clone(),
-                    rejected.shallow_clone(),
-                )
-            }
-            Feedback::Choices => {
-                let (scores, best) = self.choices()?;
+            Scores::Pairs { chosen, rejected, .. } => (
+                chosen.f_gt_tensor(rejected)?,
+                chosen.shallow_clone(),
+                rejected.shallow_clone(),
+            ),
+            Scores::Choices { scores, best } => {
+                let best = best.f_unsqueeze(1)?;
                 let others = (scores.size()[1] - 1) as f64;
                 let chosen = scores.f_gather(1, &best, false)?.f_squeeze_dim(1)?;
                 let largest = scores
@@ -169,7 +180,7 @@ impl<'a> Scores<'a> {
     }
 
     fn unlike(&self, wanted: Feedback) -> Error {
-        Error::input("scores", format!("{wanted:?}"), format!("{:?}", self.feedback()))
+        Error::input("scores", wanted, self.feedback())
     }
 }
 
@@ -198,34 +209,14 @@ pub struct ScoreCounts {
     pub answers: f64,
 }
 
+counts!(ScoreCounts { answers });
+
 impl ScoreCounts {
     /// Counts one micro-batch.
     pub fn of(scores: &Scores<'_>) -> Self {
         ScoreCounts {
             answers: scores.n() as f64,
         }
-    }
-}
-
-impl Add for ScoreCounts {
-    type Output = ScoreCounts;
-
-    fn add(self, other: Self) -> Self {
-        ScoreCounts {
-            answers: self.answers + other.answers,
-        }
-    }
-}
-
-impl AddAssign for ScoreCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for ScoreCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(ScoreCounts::default(), Add::add)
     }
 }
 
@@ -370,7 +361,14 @@ mod tests {
             text(&loss, &pairs(&whole, &whole, None), 2.0),
             "chosen: expected 1 dimensions, floating point, got [2] of Int64",
         );
-        for answers in ["1", "NaN"] {
+        let margins = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|bad| tensor(&[0.0, bad]));
+        for margin in &margins {
+            is(
+                text(&loss, &pairs(&two, &two, Some(margin)), 2.0),
+                "margin: expected finite numbers, got others among them",
+            );
+        }
+        for answers in ["1", "NaN", "inf"] {
             let counts = ScoreCounts {
                 answers: answers.parse().unwrap(),
             };
@@ -404,14 +402,14 @@ mod tests {
             is(text(&BestChoice {}, &scores, 2.0), expected);
         }
         let pairs = pairs(&two, &two, None);
-        is(text(&BestChoice {}, &pairs, 2.0), "scores: expected Choices, got Pairs");
-        is(text(&Pointwise {}, &pairs, 2.0), "scores: expected Labels, got Pairs");
+        is(text(&BestChoice {}, &pairs, 2.0), "scores: expected choices, got pairs");
+        is(text(&Pointwise {}, &pairs, 2.0), "scores: expected labels, got pairs");
         let labels = Scores::Labels {
             score: &two,
             target: &two,
         };
-        is(text(&loss, &labels, 2.0), "scores: expected Pairs, got Labels");
-        assert_eq!(checked, 14);
+        is(text(&loss, &labels, 2.0), "scores: expected pairs, got labels");
+        assert_eq!(checked, 18);
         assert!(Loss::samples().iter().all(|loss| loss.check().is_ok()));
         let kinds: Vec<Feedback> = Loss::samples().iter().map(|loss| loss.feedback()).collect();
         assert_eq!(

@@ -14,8 +14,9 @@ use tch::Tensor;
 pub use batch::{Feedback, ScoreCounts, Scores};
 pub use pointwise::pointwise;
 
+use crate::counts::Counts;
 use crate::registry::registry;
-use crate::{Described, Error, LossValue, Result};
+use crate::{Described, LossValue, Result};
 
 registry! {
     /// Every loss over scores, in its manifest form: a map of one key, `{ bradley_terry: {} }`.
@@ -41,8 +42,8 @@ pub trait ScoreLoss: Described {
 
     /// `[B]` the value of every answer, with its graph, not reduced.
     ///
-    /// **Errors**: [`Error::Input`] for answers of another kind or parts that do not fit together, [`Error::Empty`]
-    /// without answers.
+    /// **Errors**: [`Error::Input`](crate::Error::Input) for answers of another kind or parts that do not fit together,
+    /// [`Error::Empty`](crate::Error::Empty) without answers.
     fn values(&self, scores: &Scores<'_>) -> Result<Tensor>;
 
     /// The value on one micro-batch, divided by the answers of the whole batch.
@@ -51,19 +52,13 @@ pub trait ScoreLoss: Described {
     /// no agreement; for choices also `score_chosen`, `score_rejected` (the mean of those not chosen) and `score_margin`,
     /// their difference; for labels `score`.
     ///
-    /// **Errors**: [`Error::Range`] for a parameter outside its range, [`Error::Input`] for counts below those of this
-    /// part; otherwise those of [`ScoreLoss::values`].
+    /// **Errors**: [`Error::Range`](crate::Error::Range) for a parameter outside its range,
+    /// [`Error::Input`](crate::Error::Input) for counts below those of this part or not finite; otherwise those of
+    /// [`ScoreLoss::values`].
     fn evaluate(&self, scores: &Scores<'_>, counts: &ScoreCounts) -> Result<LossValue> {
         self.check()?;
         let values = self.values(scores)?;
-        let own = ScoreCounts::of(scores);
-        if counts.answers.is_nan() || own.answers > counts.answers {
-            return Err(Error::input(
-                "counts",
-                format!("sizes of the whole batch, at least this part's {own:?}"),
-                format!("{counts:?}"),
-            ));
-        }
+        counts.check_covers(&ScoreCounts::of(scores))?;
         let values = values.f_div_scalar(counts.answers)?;
         Ok(LossValue {
             total: values.f_sum(None)?,

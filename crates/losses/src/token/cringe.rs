@@ -104,16 +104,18 @@ impl Cringe {
 
     /// How many rows train the likelihood, and how many the contrast.
     fn parts(&self, counts: &TokenCounts) -> (f64, f64) {
-        let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
         let likelihood = counts.unlabelled + if self.ce_on_positives { counts.positive } else { 0.0 };
-        let on_positives = if self.contrast_on_positives {
-            contrasted(counts.positive, counts.positive_eos)
-        } else {
-            0.0
-        };
+        let (positive, negative) = self.contrasted(counts);
+        (likelihood, positive + negative)
+    }
+
+    /// How many rows of positives are contrasted, and how many of negatives.
+    fn contrasted(&self, counts: &TokenCounts) -> (f64, f64) {
+        let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
+        let positive = contrasted(counts.positive, counts.positive_eos);
         (
-            likelihood,
-            contrasted(counts.negative, counts.negative_eos) + on_positives,
+            if self.contrast_on_positives { positive } else { 0.0 },
+            contrasted(counts.negative, counts.negative_eos),
         )
     }
 }
@@ -152,12 +154,15 @@ pub(crate) fn contrast(
     let top = wanted("stats.top_logits", &stats.top_logits)?;
     let ids = wanted("stats.top_ids", &stats.top_ids)?;
     let wanted_size = [stats.n_rows(), k as i64 + 1];
-    if top.size() != wanted_size {
-        return Err(Error::input(
-            "stats.top_logits",
-            format!("{wanted_size:?}"),
-            format!("{:?}", top.size()),
-        ));
+    for (what, column, wanted_size) in [
+        ("stats.target_logit", target, &wanted_size[..1]),
+        ("stats.top_logits", top, &wanted_size),
+        ("stats.top_ids", ids, &wanted_size),
+    ] {
+        if column.size() != wanted_size {
+            let got = format!("{:?}", column.size());
+            return Err(Error::input(what, format!("{wanted_size:?}"), got));
+        }
     }
     let place = draw(top, ids, &stats.targets, draws)?;
     let drawn = top.f_gather(1, &place, false)?.f_squeeze_dim(1)?;
@@ -253,13 +258,13 @@ impl TokenLoss for Cringe {
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
-        let contrasted = |rows: f64, ends: f64| if self.count_eos { rows } else { rows - ends };
-        let positive = match (self.ce_on_positives, self.contrast_on_positives) {
-            (true, _) => counts.positive,
-            (false, true) => contrasted(counts.positive, counts.positive_eos),
-            (false, false) => 0.0,
+        let (positive, negative) = self.contrasted(counts);
+        let positive = if self.ce_on_positives {
+            counts.positive
+        } else {
+            positive
         };
-        counts.unlabelled + positive + contrasted(counts.negative, counts.negative_eos)
+        counts.unlabelled + positive + negative
     }
 
     fn evaluate(
@@ -407,6 +412,38 @@ mod tests {
             tried += 1;
         }
         assert_eq!(tried, 16);
+    }
+
+    #[test]
+    fn a_column_of_another_size_is_not_stretched() {
+        let loss = Cringe::new(1.0, 1);
+        let logits = Tensor::from_slice(&[2.0f64, 1.0, 0.0, -1.0]).view([2, 2]);
+        let identity = Tensor::eye(2, (Kind::Double, Device::Cpu));
+        let targets = Tensor::from_slice(&[0i64, 1]);
+        let rows = TokenRows::new(&[0, 0], &[false; 2], &[0], Device::Cpu).unwrap();
+        let draws = Tensor::zeros([2, 1], (Kind::Double, Device::Cpu));
+        let made = || {
+            TokenOp::new(&logits, &identity, &targets, &loss.needs())
+                .unwrap()
+                .forward()
+                .unwrap()
+        };
+        let text = |stats: &TokenStats| {
+            let counts = TokenCounts::of(&rows).unwrap();
+            loss.evaluate(stats, &rows, &counts, Some(&draws))
+                .unwrap_err()
+                .to_string()
+        };
+        let part = |column: &Option<Tensor>| column.as_ref().map(|t| t.narrow(0, 0, 1));
+        let mut stats = made();
+        stats.target_logit = part(&stats.target_logit);
+        assert_eq!(text(&stats), "stats.target_logit: expected [2], got [1]");
+        let mut stats = made();
+        stats.top_logits = part(&stats.top_logits);
+        assert_eq!(text(&stats), "stats.top_logits: expected [2, 2], got [1, 2]");
+        let mut stats = made();
+        stats.top_ids = part(&stats.top_ids);
+        assert_eq!(text(&stats), "stats.top_ids: expected [2, 2], got [1, 2]");
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Completions with their labels, and how many there are of each.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use tch::{Kind, Tensor};
 
-use tch::Tensor;
-
+use crate::baseline::wanted_baseline;
+use crate::counts::counts;
 use crate::value::select;
 use crate::{CompletionRows, Completions, Error, Result};
 
@@ -53,10 +52,10 @@ impl Labelled {
             ));
         }
         let weights = self.of_undesirable(&weights.f_detach()?.f_to_kind(logp.f_kind()?)?)?;
-        let fine = weights.f_isfinite()?.f_all()?.int64_value(&[]) == 1;
-        let smallest = weights.f_min()?.double_value(&[]);
-        if !fine || smallest < 0.0 {
-            let got = format!("{:?}", Vec::<f64>::try_from(&weights)?);
+        let numbers = Vec::<f64>::try_from(&weights.f_to_kind(Kind::Double)?)?;
+        let mut numbers = numbers.into_iter().enumerate();
+        if let Some((at, bad)) = numbers.find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0)) {
+            let got = format!("{bad} for completion {at}");
             return Err(Error::input("weights", "finite numbers, at least 0", got));
         }
         Ok(Labelled {
@@ -67,9 +66,7 @@ impl Labelled {
 
     /// The baseline of a loss that has one.
     pub(crate) fn wanted_baseline(&self) -> Result<f64> {
-        let expected = "the finite whole-batch number that the loss subtracts from rewards";
-        let finite = self.baseline.filter(|baseline| baseline.is_finite());
-        finite.ok_or_else(|| Error::input("baseline", expected, format!("{:?}", self.baseline)))
+        wanted_baseline(self.baseline)
     }
 
     /// `x` `[B]` for desirable completions, `−x` for undesirable ones.
@@ -94,6 +91,12 @@ pub struct UnpairedCounts {
     pub desirable_tokens: f64,
 }
 
+counts!(UnpairedCounts {
+    desirable,
+    undesirable,
+    desirable_tokens
+});
+
 impl UnpairedCounts {
     /// Counts one micro-batch.
     ///
@@ -113,30 +116,6 @@ impl UnpairedCounts {
             }
         }
         Ok(counts)
-    }
-}
-
-impl Add for UnpairedCounts {
-    type Output = UnpairedCounts;
-
-    fn add(self, other: Self) -> Self {
-        UnpairedCounts {
-            desirable: self.desirable + other.desirable,
-            undesirable: self.undesirable + other.undesirable,
-            desirable_tokens: self.desirable_tokens + other.desirable_tokens,
-        }
-    }
-}
-
-impl AddAssign for UnpairedCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for UnpairedCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(UnpairedCounts::default(), Add::add)
     }
 }
 
@@ -205,11 +184,11 @@ mod tests {
         );
         assert_eq!(
             text(&[1.0, -0.5]),
-            "weights: expected finite numbers, at least 0, got [0.0, -0.5]"
+            "weights: expected finite numbers, at least 0, got -0.5 for completion 1"
         );
         assert_eq!(
             text(&[1.0, f64::NAN]),
-            "weights: expected finite numbers, at least 0, got [0.0, NaN]"
+            "weights: expected finite numbers, at least 0, got NaN for completion 1"
         );
         let trained = Tensor::from_slice(&[1.0f64, 2.0]).set_requires_grad(true);
         assert!(!two().with_weights(&trained).unwrap().weights.unwrap().requires_grad());

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Labelled, Loss, UnpairedCounts};
+use crate::completions::wanted_reference;
+use crate::counts::Counts;
+use crate::error::first;
 use crate::value::term;
 use crate::{CompletionRows, Completions, Error, LossValue, Needs, Result, Retain, TokenStats};
 
@@ -84,31 +87,16 @@ impl Objective {
     ///
     /// **Errors**: [`Error::Input`] when the parts do not fit together or one is missing.
     pub fn labelled(&self, batch: &Batch<'_>) -> Result<Labelled> {
-        let asked = |wanted: bool, what, expected, given| match (wanted, given) {
-            (true, None) => Err(Error::input(what, expected, "none")),
-            (true, given) => Ok(given),
-            (false, _) => Ok(None),
-        };
-        let reference = asked(
-            self.uses_reference(),
-            "reference",
-            "the reference's log-probability of every row",
-            batch.reference,
-        )?;
-        let weights = asked(
-            self.loss.takes_weights(),
-            "weights",
-            "one for each completion",
-            batch.weights,
-        )?;
+        let reference = wanted_reference(self.uses_reference(), batch.reference)?;
         let completions = Completions::of(batch.stats, batch.rows, reference, None)?;
         let labelled = Labelled {
             baseline: batch.baseline,
             ..Labelled::new(completions, batch.desirable)?
         };
-        match weights {
-            Some(weights) => labelled.with_weights(weights),
-            None => Ok(labelled),
+        match (self.loss.takes_weights(), batch.weights) {
+            (true, Some(weights)) => labelled.with_weights(weights),
+            (true, None) => Err(Error::input("weights", "one for each completion", "none")),
+            (false, _) => Ok(labelled),
         }
     }
 
@@ -123,21 +111,8 @@ impl Objective {
     /// do not fit together or one is missing; [`Error::NothingToLearn`] when the whole batch has no completion that
     /// the loss or a term of [`Retain`] trains.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &UnpairedCounts) -> Result<LossValue> {
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(problem);
-        }
-        let own = UnpairedCounts::of(batch.rows, batch.desirable)?;
-        // Not `any(>)`: a NaN must not pass.
-        let fits = own.desirable <= counts.desirable
-            && own.undesirable <= counts.undesirable
-            && own.desirable_tokens <= counts.desirable_tokens;
-        if !fits {
-            return Err(Error::input(
-                "counts",
-                format!("sizes of the whole batch, at least this part's {own:?}"),
-                format!("{counts:?}"),
-            ));
-        }
+        first(self.problems())?;
+        counts.check_covers(&UnpairedCounts::of(batch.rows, batch.desirable)?)?;
         let trained = match self.loss.trains_desirable() {
             true => counts.desirable + counts.undesirable,
             false => counts.undesirable,

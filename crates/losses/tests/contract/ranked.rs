@@ -97,7 +97,7 @@ impl Setting for Objective {
         let batch = Batch {
             stats: &given.stats[0],
             rows: &part.completion_rows(),
-            samples: &samples(part),
+            n_samples: &samples(part),
             reference: given.unless(Missing::Reference, &reference),
         };
         Objective::evaluate(self, &batch, &counts)

@@ -78,5 +78,5 @@ fn what_is_missing_is_named() {
             );
         }
     });
-    assert_eq!(asked.into_inner(), [178, 14, 17, 7, 1, 4]);
+    assert_eq!(asked.into_inner(), [178, 14, 16, 7, 1, 4]);
 }

@@ -69,10 +69,10 @@ fn golden_d2o_equals_the_formula() {
             let batch = Batch {
                 stats: &stats,
                 rows: &rows,
-                samples: &vec![k; rows.n_completions() / (k + 1)],
+                n_samples: &vec![k; rows.n_completions() / (k + 1)],
                 reference: Some(&reference.logps()),
             };
-            let counts = RankedCounts::of(&rows, batch.samples).unwrap();
+            let counts = RankedCounts::of(&rows, batch.n_samples).unwrap();
             let value = objective.evaluate(&batch, &counts).unwrap();
             compare(id, &case, &objective, &batch, &value);
             value.total.backward();
@@ -91,10 +91,10 @@ fn golden_d2o_equals_the_formula() {
         let batch = Batch {
             stats: &stats,
             rows: &rows,
-            samples: &vec![k; n_prompts],
+            n_samples: &vec![k; n_prompts],
             reference: Some(&Tensor::from_slice(&reference.concat())),
         };
-        let counts = RankedCounts::of(&rows, batch.samples).unwrap();
+        let counts = RankedCounts::of(&rows, batch.n_samples).unwrap();
         let value = objective.evaluate(&batch, &counts).unwrap();
         compare(id, &case, &objective, &batch, &value);
         let losses = floats(&outputs["losses"]);

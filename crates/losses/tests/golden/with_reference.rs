@@ -338,7 +338,9 @@ fn golden_bco_of_trl_024_over_consecutive_steps() {
             &floats(&case["outputs"]["rejected_rewards"]),
             1e-9,
         );
-        running.update(&[numbers(&chosen), numbers(&rejected)].concat());
+        running
+            .update(&[numbers(&chosen), numbers(&rejected)].concat())
+            .unwrap();
         // The file's own tolerance: the reference keeps the running mean in `f32`.
         close_to(
             id,

@@ -419,7 +419,7 @@ fn a_batch_that_does_not_fit_is_an_error() {
     };
     assert_eq!(
         text(dpo(), &without, own),
-        "reference: expected the reference's log-probability of every row, got none"
+        "reference: expected the reference's log-probabilities, as the loss compares with it, got none"
     );
     let short = reference.narrow(0, 0, 1);
     let stretched = Batch {
@@ -434,7 +434,8 @@ fn a_batch_that_does_not_fit_is_an_error() {
     let bco = json!({ "bco_pair": { "beta": 0.1 } });
     for baseline in [None, Some(f64::NAN), Some(f64::INFINITY)] {
         let expected = format!(
-            "baseline: expected the finite whole-batch number that the loss subtracts from rewards, got {baseline:?}"
+            "baseline: expected the finite whole-batch number that the loss subtracts from rewards, got {}",
+            baseline.map_or("none".to_owned(), |number| number.to_string())
         );
         assert_eq!(text(bco.clone(), &Batch { baseline, ..full }, own), expected);
     }
@@ -448,6 +449,14 @@ fn a_batch_that_does_not_fit_is_an_error() {
         },
         PairCounts {
             chosen_tokens: f64::NAN,
+            ..own
+        },
+        PairCounts {
+            pairs: f64::INFINITY,
+            ..own
+        },
+        PairCounts {
+            chosen_tokens: f64::INFINITY,
             ..own
         },
     ] {
@@ -487,6 +496,11 @@ fn a_batch_that_does_not_fit_is_an_error() {
     let wpo = objective(json!({ "loss": dpo(), "weighting": { "wpo": { "clamp": true } } }));
     let error = blind.evaluate(&wpo, None).unwrap_err().to_string();
     assert!(error.starts_with("stats.collision: expected the column"), "{error}");
+    // One value is not stretched over all rows.
+    let mut short = made.part(&[0, 1, 2, 3]);
+    short.stats.collision = Some(Tensor::from_slice(&[-1.0]));
+    let error = short.evaluate(&wpo, None).unwrap_err().to_string();
+    assert!(error.starts_with("values per row: expected [10]"), "{error}");
 }
 
 #[test]
@@ -512,18 +526,20 @@ fn parts_that_do_not_go_together_are_all_named() {
         (
             json!({ "loss": { "ipo_mean": { "beta": 0.1 } }, "logps": "mean", "divergence": "js" }),
             vec![
-                "`logps` is Mean, expected `sum`, as the loss divides by the number of tokens itself",
-                "`divergence` is Js, expected `reverse_kl`, as the loss is not one of the difference of two log-ratios",
+                "`logps` is mean, expected `sum`, as the loss divides by the number of tokens itself",
+                "`divergence` is js, expected `reverse_kl`, as the loss is not one of the difference of two log-ratios",
             ],
         ),
         (
             json!({ "loss": { "ipo_mean": { "beta": 0.1 } }, "logps": { "ld": { "alpha": 0.5 } } }),
-            vec!["`logps` is Ld { alpha: 0.5 }, expected `sum`, as the loss divides by the number of tokens itself"],
+            vec![
+                "`logps` is { ld: { alpha: 0.5 } }, expected `sum`, as the loss divides by the number of tokens itself",
+            ],
         ),
         (
             json!({ "loss": { "aot": { "beta": 0.1 } }, "weighting": { "wpo": { "clamp": true } } }),
             vec![
-                "`weighting` is Wpo { clamp: true }, expected `none`, as the loss compares whole batches and its terms \
+                "`weighting` is { wpo: { clamp: true } }, expected `none`, as the loss compares whole batches and its terms \
                  belong to no pair",
             ],
         ),
@@ -536,6 +552,38 @@ fn parts_that_do_not_go_together_are_all_named() {
             assert_eq!(made().evaluate(&objective, None).unwrap_err().to_string(), *first);
         }
     }
+}
+
+#[test]
+fn reference_free_goes_with_losses_that_compare_sides_of_the_reference() {
+    let fixed = "expected `false`, as the loss compares each log-ratio with a fixed number";
+    let without = "expected `false`, as the loss has no reference";
+    let mut seen = [0; 3];
+    for loss in Loss::samples() {
+        let (kind, expected) = match (loss.uses_reference(), loss.name()) {
+            (true, "apo_down" | "apo_zero" | "bco_pair" | "nca" | "sppo") => (0, Some(fixed)),
+            (true, _) => (1, None),
+            (false, _) => (2, Some(without)),
+        };
+        let free = Objective {
+            reference_free: true,
+            ..Objective::from(loss)
+        };
+        let problems: Vec<String> = free.problems().iter().map(ToString::to_string).collect();
+        let expected: Vec<String> = expected
+            .iter()
+            .map(|text| format!("`reference_free` is true, {text}"))
+            .collect();
+        assert_eq!(problems, expected, "{free:?}");
+        if let Some(first) = expected.first() {
+            assert_eq!(made().evaluate(&free, None).unwrap_err().to_string(), *first);
+        }
+        seen[kind] += 1;
+    }
+    assert!(
+        seen.iter().all(|n| *n >= 5) && seen.iter().sum::<i32>() == Loss::samples().len() as i32,
+        "{seen:?}"
+    );
 }
 
 /// Every sample of every loss with a reference; the count guards the loops below against an empty list.
@@ -561,6 +609,8 @@ fn divergences_go_with_losses_of_margins_and_sorting_couples_pairs() {
     };
     let margins = ["discopop", "dpo", "exo", "hinge", "ipo", "robust"];
     assert_eq!(names(&|loss| loss.takes_divergence()), margins);
+    let zero = ["apo_down", "apo_zero", "bco_pair", "nca", "sppo"];
+    assert_eq!(names(&|loss| !loss.is_of_margin()), zero);
     assert_eq!(names(&|loss| loss.couples_pairs()), ["aot", "aot_unpaired"]);
     assert_eq!(names(&|loss| loss.per_token()), ["ipo_mean"]);
     assert_eq!(names(&|loss| loss.baseline().is_some()), ["bco_pair"]);
