@@ -174,7 +174,7 @@ impl Objective {
             Logps::Sum | Logps::Mean => None,
         };
         let mut both = Completions::of(batch.stats, batch.rows, reference, weights.as_ref())?;
-        if let Some(term) = self.loss.token_term(batch.stats, batch.draws)? {
+        if let Some(term) = self.loss.token_term(batch.stats, batch.rows, batch.draws)? {
             let term = match &weights {
                 Some(weights) => term.f_mul(weights)?,
                 None => term,

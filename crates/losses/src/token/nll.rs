@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{TokenLoss, check};
+use super::TokenLoss;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
@@ -78,20 +78,17 @@ impl TokenLoss for Nll {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`nll` learns from positive and unlabelled examples; add some to every batch"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`nll` learns from positive and unlabelled examples; add some to every batch",
-        )?;
         LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?)], rows)
     }
 

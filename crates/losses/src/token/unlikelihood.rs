@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -89,20 +89,17 @@ impl TokenLoss for Unlikelihood {
         counts.total()
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "give `unlikelihood` at least one completion that is not empty"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "give `unlikelihood` at least one completion that is not empty",
-        )?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
         let push = Part::mean("ul_loss", &unlikelihood, &rows.label.f_eq(0)?, counts.negative)?;
         LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?), (self.alpha, push)], rows)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::nll::likelihood;
-use super::{Marks, TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -91,37 +91,31 @@ impl TokenLoss for UnlikelihoodContext {
         }
     }
 
-    fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+    fn candidates(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<Vec<i64>>> {
         let mut before: BTreeSet<i64> = if self.include_prompt { prompt } else { &[] }.iter().copied().collect();
         let candidates = completion.iter().map(|target| {
             let others = before.iter().copied().filter(|id| id != target).collect();
             before.insert(*target);
             others
         });
-        Some(Marks {
-            weights: None,
-            candidates: Some(candidates.collect()),
-        })
+        Some(candidates.collect())
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`unlikelihood_context` learns from positive and unlabelled examples; add some to every batch"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`unlikelihood_context` learns from positive and unlabelled examples; add some to every batch",
-        )?;
         let unlikelihood = wanted("stats.candidate_log1m_p", &stats.candidate_log1m_p)?
             .f_sum_dim_intlist([1i64].as_slice(), false, None::<Kind>)?
             .f_neg()?;
@@ -155,6 +149,7 @@ mod tests {
 
     use super::*;
     use crate::TokenOp;
+    use crate::token::Marks;
 
     fn loss(alpha: f64, include_prompt: bool) -> UnlikelihoodContext {
         UnlikelihoodContext { alpha, include_prompt }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{Marks, TokenLoss, check, marks, wanted};
+use super::{TokenLoss, marks, wanted};
 use crate::error::{not_negative, share};
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -153,7 +153,7 @@ impl TokenLoss for UnlikelihoodRepetition {
         }
     }
 
-    fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+    fn weights(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<f64>> {
         let (mut own, mut of_prompt) = (vec![0.0; completion.len()], vec![0.0; completion.len()]);
         // A size of zero is refused by `check`; here it marks nothing.
         if self.n > 0 {
@@ -171,30 +171,24 @@ impl TokenLoss for UnlikelihoodRepetition {
         }
         let beta = self.context_weight;
         let weights = own.iter().zip(of_prompt).map(|(own, p)| (1.0 - beta) * own + beta * p);
-        Some(Marks {
-            weights: Some(weights.collect()),
-            candidates: None,
-        })
+        Some(weights.collect())
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.total()
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "give `unlikelihood_repetition` at least one completion that is not empty"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "give `unlikelihood_repetition` at least one completion that is not empty",
-        )?;
         let weight = marks::weights(rows, &stats.logp)?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
         let repeats = rows.label.f_eq(0)?.f_logical_and(&weight.f_gt(0.0)?)?;
@@ -224,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::TokenOp;
+    use crate::token::Marks;
 
     fn weights(loss: UnlikelihoodRepetition, prompt: &[i64], completion: &[i64]) -> Vec<f64> {
         loss.marks(prompt, completion).unwrap().weights.unwrap()
