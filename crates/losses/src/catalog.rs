@@ -106,7 +106,7 @@ pub fn families() -> Vec<Family> {
                 ),
                 (
                     "`divergence`",
-                    "`reverse_kl`, `forward_kl`, `js`, `alpha`: what a log-ratio becomes (f-DPO)",
+                    "`reverse_kl`, `forward_kl`, `js`, `alpha`: what a log-ratio becomes (f-DPO); bounds hold for the first and third",
                 ),
                 ("`reference_free`", "log-probabilities in place of log-ratios"),
                 (
@@ -177,13 +177,13 @@ pub fn families() -> Vec<Family> {
                 ),
                 (
                     "`kl`",
-                    "a penalty in the loss: `k1`, `k2`, `k3`, `abs` and straight-through forms; full KL is a column of the op",
+                    "a penalty in the loss: `k1`, `k2`, `k3`, `abs`, forms with the gradient of `k2`, and `full`, the KL itself",
                 ),
                 ("`entropy`", "weight of an entropy bonus"),
                 ("`policy::ValueLoss`", "squared error of a critic, clipped or not"),
                 (
-                    "`policy::advantages`",
-                    "leave-one-out (RLOO), group, batch and unscaled (GRPO) advantages",
+                    "`leave_one_out`, `group_normalised`, `batch_normalised`",
+                    "advantages of completions within groups: RLOO, GRPO and its scalings",
                 ),
             ],
             losses: entries(policy::Loss::NAMES, &policy::Loss::samples(), |loss| {
@@ -238,12 +238,14 @@ const PREFACE: &str = "\
 Every objective, by the feedback it learns from. Each is one file, `crates/losses/src/<family>/<loss>.rs`, whose
 documentation has formula, shapes, ranges, reference and where it differs from the paper; `cargo doc --no-deps --open -p
 unsay-losses` shows it. *On negatives* says which way a rejected completion is pushed, and whether the push is bounded.
-*Needs* says what it reads beyond the policy's log-probabilities.
+*Needs* says what it reads beyond the policy's log-probabilities. Experiments train the family `token` so far
+([manifest.md](manifest.md)); the others are there for programs that use the crate.
 
-`z` are logits, `p` probabilities, `y` the target token, `σ` the logistic function, `α`, `β`, `γ`, `ε` parameters. For whole
-completions `c` and `r` are the log-ratios to the reference, `log π(y) − log π_ref(y)`, of the chosen (desirable) and the
-rejected (undesirable) one, `a` a mean log-probability per token, `n` a number of tokens. For sampled completions `A` is an
-advantage and `ρ` the ratio of the policy to the one that sampled; `r_w`, `r_l` and `x` are scores.
+`z` are logits, `u` those of a second head, `p` probabilities, `y` the target token, `s` a drawn token, `σ` the logistic
+function, `sg` stops a gradient. Of whole completions `c` and `r` are the log-ratios to the reference, `log π(y) − log
+π_ref(y)`, of the chosen (desirable) and the rejected (undesirable) one, `c_i` of a sample, `a` a mean log-probability per
+token, `n` a number of tokens. Of sampled completions `A` is an advantage and `ρ` the ratio of the policy to the one that
+sampled. `r_w`, `r_l` and `x` are scores. Other letters are parameters, or defined in their row.
 ";
 
 #[cfg(test)]

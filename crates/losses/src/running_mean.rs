@@ -79,6 +79,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn batches_of_any_size_give_the_mean_of_all_values() {
+        let mut mean = RunningMean::default();
+        assert!(mean.mean().abs() < 1e-15);
+        mean.update(&[]).unwrap();
+        assert!(mean.mean().abs() < 1e-15, "nothing is not a value");
+        for (batch, expected) in [
+            (&[4.0, 8.0][..], 6.0),
+            (&[-3.0], 3.0),
+            (&[], 3.0),
+            (&[1.0, 1.0, 1.0], 2.0),
+        ] {
+            mean.update(batch).unwrap();
+            assert!((mean.mean() - expected).abs() < 1e-12, "{mean:?} after {batch:?}");
+        }
+        let text = serde_json::to_string(&mean).unwrap();
+        assert_eq!(serde_json::from_str::<RunningMean>(&text).unwrap(), mean);
+    }
+
+    #[test]
     fn values_that_are_no_numbers_change_nothing() {
         let mut mean = RunningMean::default();
         mean.update(&[]).unwrap();

@@ -170,6 +170,13 @@ fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
+/// The family of a loss that exists, but is none that a manifest can name.
+fn family_of(loss: &str) -> Option<&'static str> {
+    let families = unsay_losses::families().into_iter();
+    let mut holding = families.filter(|family| family.losses.iter().any(|entry| entry.card.name == loss));
+    holding.next().map(|family| family.name)
+}
+
 fn describe(mut path: Path, message: &str) -> Problem {
     let words = quoted(message);
     let word = words.first().copied().unwrap_or_default();
@@ -188,7 +195,18 @@ fn describe(mut path: Path, message: &str) -> Problem {
         if path.last().map(String::as_str) != Some(word) {
             path.push(word.to_owned());
         }
-        suggest(Problem::key(path, format!("unknown choice `{word}`")))
+        let family = match path.iter().rev().nth(1).map(String::as_str) {
+            Some("loss") => family_of(word),
+            _ => None,
+        };
+        let problem = Problem::key(path, format!("unknown choice `{word}`"));
+        match family {
+            Some(family) => problem.hint(format!(
+                "`{word}` is a loss of the family `{family}`; experiments train those of the family `token`: {}",
+                known.join(", ")
+            )),
+            None => suggest(problem),
+        }
     } else if message.starts_with("missing field") {
         let inside = path.last().cloned();
         path.push(word.to_owned());
@@ -312,6 +330,20 @@ mod tests {
                 "sedes: unknown key `sedes`",
             ]
         );
+    }
+
+    #[test]
+    fn a_loss_of_another_family_is_named_as_one() {
+        let path = ["arms", "x", "train", "loss"].map(str::to_owned);
+        let hint = |word: &str| {
+            let message = format!("unknown variant `{word}`, expected `cringe` or `nll`");
+            describe(path.to_vec(), &message).hint.unwrap()
+        };
+        let expected =
+            "`dpo` is a loss of the family `paired`; experiments train those of the family `token`: cringe, nll";
+        assert_eq!(hint("dpo"), expected);
+        assert_eq!(hint("cringee"), "did you mean `cringe`?");
+        assert_eq!(hint("plain_fine_tuning"), "known here: cringe, nll");
     }
 
     #[test]

@@ -67,10 +67,13 @@ impl Normalisation {
 
 impl Deviation {
     /// Mean and deviation of those that are numbers; zeros where there are too few.
-    fn moments(self, values: &[f64]) -> (f64, f64) {
+    ///
+    /// **Errors**: [`Error::Input`] where the squares add up to more than a number can be, as the deviation would be
+    /// infinite and every distance 0 in units of it.
+    fn moments(self, what: &'static str, values: &[f64]) -> Result<(f64, f64)> {
         let known: Vec<f64> = values.iter().copied().filter(|x| !x.is_nan()).collect();
         if known.is_empty() {
-            return (0.0, 0.0);
+            return Ok((0.0, 0.0));
         }
         let n = known.len() as f64;
         let mean = known.iter().sum::<f64>() / n;
@@ -79,8 +82,11 @@ impl Deviation {
             Deviation::Sample => n - 1.0,
             Deviation::Population => n,
         };
+        if !squares.is_finite() {
+            return Err(too_large(what));
+        }
         // One number has no deviation in either sense.
-        (mean, if divisor > 0.0 { (squares / divisor).sqrt() } else { 0.0 })
+        Ok((mean, if divisor > 0.0 { (squares / divisor).sqrt() } else { 0.0 }))
     }
 }
 
@@ -93,8 +99,8 @@ impl Deviation {
 /// **Parameters**: `rewards` finite, or NaN for a completion that could not be scored: it is left out of the others' means,
 /// its advantage is 0, and so is that of a completion without any other; `group` `K`, at least 2.
 ///
-/// **Errors**: [`Error::Empty`] without rewards; [`Error::Input`] for infinite ones, a group of less than 2, or rewards that
-/// are not whole groups.
+/// **Errors**: [`Error::Empty`] without rewards; [`Error::Input`] for infinite ones and those whose sums are, a group of less
+/// than 2, or rewards that are not whole groups.
 ///
 /// **On negatives**: a completion below the mean of the others gets a negative advantage; those of a group add up to 0.
 ///
@@ -125,7 +131,10 @@ pub fn leave_one_out(rewards: &[f64], group: usize) -> Result<Vec<f64>> {
         };
         advantages.extend(own.iter().map(advantage));
     }
-    Ok(advantages)
+    match advantages.iter().all(|a| a.is_finite()) {
+        true => Ok(advantages),
+        false => Err(too_large("rewards")),
+    }
 }
 
 /// Each reward's distance from the mean of its group, in units of a deviation.
@@ -141,8 +150,9 @@ pub fn leave_one_out(rewards: &[f64], group: usize) -> Result<Vec<f64>> {
 /// completion of which none says anything is left out, its advantage 0; `weights` finite; `group` `K`, at least 2; `eps`
 /// of `how` finite and above 0.
 ///
-/// **Errors**: [`Error::Empty`] without rewards; [`Error::Range`] for `eps`; [`Error::Input`] for infinite rewards or weights,
-/// lists of different lengths, a group of less than 2, or rewards that are not whole groups.
+/// **Errors**: [`Error::Empty`] without rewards; [`Error::Range`] for `eps`; [`Error::Input`] for infinite rewards or weights
+/// and those whose sums or squares are, lists of different lengths, a group of less than 2, or rewards that are not whole
+/// groups.
 ///
 /// **On negatives**: a completion below the mean of its group gets a negative advantage; those of a group add up to 0, but
 /// for `NormaliseThenSum`, where those of the batch do. A group in which all rewards are equal gives zeros up to
@@ -187,11 +197,13 @@ pub fn group_normalised(rewards: &[&[f64]], weights: &[f64], group: usize, how: 
         return Err(Error::input("weights", expected, format!("{weights:?}")));
     }
     match how.combination {
-        Combination::SumThenNormalise => Ok(known(&centred(&summed(rewards, weights), group, how))),
+        Combination::SumThenNormalise => Ok(known(&centred(&summed(rewards, weights)?, group, how)?)),
         Combination::NormaliseThenSum => {
-            let each: Vec<Vec<f64>> = rewards.iter().map(|list| centred(list, group, how)).collect();
+            let each: Result<Vec<Vec<f64>>> = rewards.iter().map(|list| centred(list, group, how)).collect();
+            let each = each?;
             let each: Vec<&[f64]> = each.iter().map(Vec::as_slice).collect();
-            Ok(known(&standardised(&summed(&each, weights), how.deviation, how.eps)))
+            let sums = summed(&each, weights)?;
+            Ok(known(&standardised("rewards", &sums, how.deviation, how.eps)?))
         }
     }
 }
@@ -204,7 +216,8 @@ pub fn group_normalised(rewards: &[&[f64]], weights: &[f64], group: usize, how: 
 ///
 /// **Parameters**: `advantages` finite; `eps` finite and above 0.
 ///
-/// **Errors**: [`Error::Empty`] without advantages, [`Error::Range`] for `eps`, [`Error::Input`] for what is not finite.
+/// **Errors**: [`Error::Empty`] without advantages, [`Error::Range`] for `eps`, [`Error::Input`] for what is not finite or
+/// whose squares are not.
 ///
 /// **On negatives**: signs may change where the mean is not 0.
 ///
@@ -231,7 +244,7 @@ pub fn batch_normalised(advantages: &[f64], deviation: Deviation, eps: f64) -> R
     if let Some(wrong) = advantages.iter().find(|x| !x.is_finite()) {
         return Err(Error::input("advantages", "finite numbers", wrong));
     }
-    Ok(standardised(advantages, deviation, eps))
+    standardised("advantages", advantages, deviation, eps)
 }
 
 /// That rewards are whole groups of at least two, and finite or NaN.
@@ -253,24 +266,37 @@ fn check(rewards: &[f64], group: usize) -> Result<()> {
     }
 }
 
+fn too_large(what: &'static str) -> Error {
+    Error::input(what, "numbers whose sums and squares are finite", "larger ones")
+}
+
 /// Weighted sums over the lists of what is known; NaN where nothing is.
-fn summed(lists: &[&[f64]], weights: &[f64]) -> Vec<f64> {
+///
+/// **Errors**: [`Error::Input`] for a sum that is not finite: an infinite one, less another, is NaN, which means something
+/// else here.
+fn summed(lists: &[&[f64]], weights: &[f64]) -> Result<Vec<f64>> {
     let n = lists.first().map_or(0, |list| list.len());
     let at = |i: usize| {
         let known = lists.iter().zip(weights).filter(move |(list, _)| !list[i].is_nan());
         let known = known.map(move |(list, weight)| list[i] * weight);
         // Not `sum`, which is 0 for nothing.
-        known.reduce(|a, b| a + b).unwrap_or(f64::NAN)
+        match known.reduce(|a, b| a + b) {
+            Some(sum) if !sum.is_finite() => Err(too_large("rewards")),
+            sum => Ok(sum.unwrap_or(f64::NAN)),
+        }
     };
     (0..n).map(at).collect()
 }
 
 /// Distances from the means of groups, scaled; NaN stays NaN.
-fn centred(rewards: &[f64], group: usize, how: &Normalisation) -> Vec<f64> {
-    let (_, of_batch) = how.deviation.moments(rewards);
+fn centred(rewards: &[f64], group: usize, how: &Normalisation) -> Result<Vec<f64>> {
+    let of_batch = match how.scale {
+        Scale::Batch => how.deviation.moments("rewards", rewards)?.1,
+        _ => 0.0,
+    };
     let mut out = Vec::with_capacity(rewards.len());
     for own in rewards.chunks(group) {
-        let (mean, of_group) = how.deviation.moments(own);
+        let (mean, of_group) = how.deviation.moments("rewards", own)?;
         let unit = match how.scale {
             Scale::Group => of_group + how.eps,
             Scale::Batch => of_batch + how.eps,
@@ -278,13 +304,13 @@ fn centred(rewards: &[f64], group: usize, how: &Normalisation) -> Vec<f64> {
         };
         out.extend(own.iter().map(|r| (r - mean) / unit));
     }
-    out
+    Ok(out)
 }
 
 /// Distances from the mean in units of the deviation; NaN stays NaN.
-fn standardised(values: &[f64], deviation: Deviation, eps: f64) -> Vec<f64> {
-    let (mean, unit) = deviation.moments(values);
-    values.iter().map(|x| (x - mean) / (unit + eps)).collect()
+fn standardised(what: &'static str, values: &[f64], deviation: Deviation, eps: f64) -> Result<Vec<f64>> {
+    let (mean, unit) = deviation.moments(what, values)?;
+    Ok(values.iter().map(|x| (x - mean) / (unit + eps)).collect())
 }
 
 /// Zeros in place of NaN.
@@ -431,6 +457,52 @@ mod tests {
         assert_eq!(batch(&[1.0], 0.0), eps);
         assert_eq!(batch(&[], 0.1), "the list of advantages is empty");
         assert_eq!(batch(&[1.0, NAN], 0.1), "advantages: expected finite numbers, got NaN");
+    }
+
+    #[test]
+    fn numbers_too_large_to_add_or_square_are_errors_and_no_zeros() {
+        let text = |of: Result<Vec<f64>>| of.unwrap_err().to_string();
+        let expected =
+            |what: &str| format!("{what}: expected numbers whose sums and squares are finite, got larger ones");
+        let with = |lists: &[&[f64]], weights: &[f64], scale, combination| {
+            let how = Normalisation {
+                scale,
+                combination,
+                ..PLAIN
+            };
+            group_normalised(lists, weights, 2, &how)
+        };
+        let both = [Combination::SumThenNormalise, Combination::NormaliseThenSum];
+        for (scale, combination) in [Scale::Group, Scale::Batch, Scale::None]
+            .into_iter()
+            .flat_map(|scale| both.map(|combination| (scale, combination)))
+        {
+            // Sums, squares alone, and weighted.
+            for (rewards, weight) in [([1e308, 1e308], 1.0), ([1e200, -1e200], 1.0), ([1.0, 1e10], 1e308)] {
+                let ours = with(&[&rewards], &[weight], scale, combination);
+                assert_eq!(text(ours), expected("rewards"), "{scale:?} {combination:?} {rewards:?}");
+            }
+            // Squares over the batch, where they are taken.
+            let ours = with(&[&[1e200, 1e200, 0.0, 0.0]], &[1.0], scale, combination);
+            match scale {
+                Scale::Batch => assert_eq!(text(ours), expected("rewards")),
+                _ => assert!(near(&ours.unwrap(), &[0.0; 4])),
+            }
+            // What no function says anything of is still left out.
+            let ours = with(&[&[1e150, NAN]], &[1.0], scale, combination).unwrap();
+            assert!(near(&ours, &[0.0, 0.0]), "{ours:?}");
+        }
+        // Infinity less infinity is no missing reward.
+        let lists: [&[f64]; 2] = [&[1e10, 1.0], &[1e10, 1.0]];
+        let ours = with(&lists, &[1e308, -1e308], Scale::None, Combination::SumThenNormalise);
+        assert_eq!(text(ours), expected("rewards"));
+        for rewards in [[1e308, 1e308, 1e308], [1.7e308, -1.7e308, -1.7e308]] {
+            assert_eq!(text(leave_one_out(&rewards, 3)), expected("rewards"));
+        }
+        let batch = batch_normalised(&[1e200, -1e200], Deviation::Sample, 0.1);
+        assert_eq!(text(batch), expected("advantages"));
+        let large = batch_normalised(&[1e150, -1e150], Deviation::Population, 0.1).unwrap();
+        assert!(near(&large, &[1.0, -1.0]), "{large:?}");
     }
 
     #[test]

@@ -4,18 +4,19 @@ use serde::{Deserialize, Serialize};
 
 use super::surrogate::clipped;
 use super::{PolicyLoss, Surrogate, Tokens};
-use crate::error::{above_one, positive, some_share};
+use crate::error::{positive, some_share};
 use crate::{Card, Described, Error, Result};
 
 /// GRPO: PPO's clipped ratio of each token, with one advantage for all tokens of a completion.
 ///
 /// `ℓ = max(−A min(ρ, δ), −A clip(ρ, 1 − ε₋, 1 + ε₊))` with `ρ = π(y_t)/π_old(y_t)` and `A` from
-/// [`group_normalised`](super::group_normalised); `δ` only where it is set.
+/// [`group_normalised`](super::group_normalised); `δ` only where it is set. It moves bad tokens alone and is the
+/// `dual_clip` of [`Ppo`](super::Ppo).
 ///
 /// **Shapes**: see [`Tokens`].
 ///
 /// **Parameters**: `clip_low` `ε₋` (required), in `(0, 1]`; `clip_high` `ε₊` (required), finite and above 0; `delta` `δ`
-/// (none), finite and above 1.
+/// (none), finite and at least `1 + ε₊`: a smaller one would hold good tokens below their bound and not reach bad ones.
 ///
 /// **Errors**: [`Error::Range`] for a parameter; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
 ///
@@ -29,7 +30,7 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Differs from the paper**: its penalty on leaving the reference is `kl` of the [`Objective`](super::Objective), `k3`
 /// there, and its mean is [`Aggregate::SequenceMean`](super::Aggregate::SequenceMean). Log-ratios above 40 are held there, as
-/// in [`Ppo`](super::Ppo).
+/// in [`Ppo`](super::Ppo). TRL takes any `delta`; from `1 + ε₊` on values and gradients are the same.
 ///
 /// ```
 /// use tch::{Device, Tensor};
@@ -53,7 +54,7 @@ pub struct Grpo {
     pub clip_low: f64,
     /// How far the ratio may rise above 1; finite, above 0; published runs use 0.2 to 0.28.
     pub clip_high: f64,
-    /// The largest ratio that counts where the ratio is not clipped; finite, above 1, usefully above `1 + clip_high`.
+    /// The largest ratio that a bad token counts with; finite, at least `1 + clip_high`.
     #[serde(default)]
     pub delta: Option<f64>,
 }
@@ -70,7 +71,12 @@ impl Described for Grpo {
     }
 
     fn problems(&self) -> Vec<Error> {
-        let delta = self.delta.and_then(|delta| above_one("grpo.delta", delta));
+        let fine = |delta: &f64| delta.is_finite() && *delta >= 1.0 + self.clip_high;
+        let delta = self.delta.filter(|delta| !fine(delta)).map(|delta| Error::Range {
+            name: "grpo.delta",
+            value: delta.to_string(),
+            range: "a finite number, at least 1 + `clip_high`",
+        });
         some_share("grpo.clip_low", self.clip_low)
             .into_iter()
             .chain(positive("grpo.clip_high", self.clip_high))
@@ -117,6 +123,35 @@ mod tests {
         assert!(near(&ours.slopes, &[0.0, 0.0, 1.4, -0.5]), "{:?}", ours.slopes);
         assert!(near(&ours.ratio, &RATIOS));
         assert_eq!(ours.clipped.unwrap(), [true, false, false, false]);
+        assert_eq!(ours.dual_clipped.unwrap(), [false, true, false, false]);
+    }
+
+    #[test]
+    fn delta_is_the_dual_clip_of_ppo() {
+        // From the smallest that is allowed on, and with ratios on both sides of each bound.
+        let ratios = [0.1f64, 0.75, 0.9, 1.1, 1.25, 1.35, 2.9, 3.1, 50.0, 1e20].map(f64::ln);
+        for bound in [1.3, 1.5, 3.0] {
+            let loss = Grpo {
+                clip_low: 0.2,
+                clip_high: 0.3,
+                delta: Some(bound),
+            };
+            let ppo = Ppo {
+                clip_low: 0.2,
+                clip_high: 0.3,
+                dual_clip: Some(bound),
+                log_ratio_clamp: None,
+            };
+            assert!(loss.problems().is_empty());
+            for advantage in [[0.7; 10], [-0.7; 10]] {
+                let ours = trial(&loss, &[10], &ratios, &advantage);
+                let theirs = trial(&ppo, &[10], &ratios, &advantage);
+                assert_eq!((ours.values, ours.slopes), (theirs.values, theirs.slopes));
+                let beyond = ratios.map(|x| advantage[0] < 0.0 && x > f64::ln(bound));
+                assert_eq!(ours.dual_clipped.unwrap(), beyond);
+                assert_eq!(theirs.dual_clipped.unwrap(), beyond);
+            }
+        }
     }
 
     #[test]
@@ -142,7 +177,7 @@ mod tests {
         let loss = Grpo {
             clip_low: 2.0,
             clip_high: -1.0,
-            delta: Some(0.5),
+            delta: Some(-0.5),
         };
         let text: Vec<String> = loss.problems().iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -150,8 +185,18 @@ mod tests {
             [
                 "`grpo.clip_low` is 2, expected a number above 0, at most 1",
                 "`grpo.clip_high` is -1, expected a finite number above 0",
-                "`grpo.delta` is 0.5, expected a finite number above 1",
+                "`grpo.delta` is -0.5, expected a finite number, at least 1 + `clip_high`",
             ]
         );
+        let delta = |delta| {
+            let loss = Grpo {
+                clip_low: 0.2,
+                clip_high: 0.3,
+                delta: Some(delta),
+            };
+            loss.problems().len()
+        };
+        assert_eq!((delta(1.3), delta(1.29), delta(1.0)), (0, 1, 1));
+        assert_eq!((delta(f64::INFINITY), delta(f64::NAN)), (1, 1));
     }
 }

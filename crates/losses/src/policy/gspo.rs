@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::surrogate::clipped;
+use super::surrogate::clipped_whole;
 use super::{PolicyLoss, Surrogate, Tokens};
 use crate::error::{positive, some_share};
 use crate::{Card, Described, Error, Result};
@@ -12,7 +12,7 @@ use crate::{Card, Described, Error, Result};
 /// `ℓ = max(−A s, −A clip(s, 1 − ε₋, 1 + ε₊))` with `s = exp((1/n) Σ_t log(π(y_t)/π_old(y_t)))` over the completion's `n`
 /// tokens.
 ///
-/// **Shapes**: see [`Tokens`].
+/// **Shapes**: see [`Tokens`]; one advantage for all tokens of a completion, others are refused.
 ///
 /// **Parameters**: `clip_low` `ε₋` (required), in `(0, 1]`; `clip_high` `ε₊` (required), finite and above 0. As `s` moves
 /// much less than a token's ratio, both are far smaller than in PPO.
@@ -26,7 +26,7 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Differs from the paper**: the mean over completions of eq. 5 is
 /// [`Aggregate::SequenceMean`](super::Aggregate::SequenceMean); others are allowed, as in TRL. Mean log-ratios above 40 are
-/// held there, with no gradient.
+/// held there, with no gradient. OpenRLHF takes advantages that differ within a completion, which averages them.
 ///
 /// ```
 /// use tch::{Device, Tensor};
@@ -76,8 +76,7 @@ impl PolicyLoss for Gspo {
     fn surrogate(&self, tokens: &Tokens<'_>) -> Result<Surrogate> {
         let sums = tokens.rows.sums(&tokens.log_ratio()?)?;
         let means = sums.f_div(&tokens.rows.tokens(sums.f_kind()?)?)?;
-        let bounds = (self.clip_low, self.clip_high);
-        clipped(&tokens.rows.spread(&means)?, &tokens.advantage, bounds, None)
+        clipped_whole(tokens, &means, (self.clip_low, self.clip_high))
     }
 
     fn samples() -> Vec<Self> {
@@ -102,10 +101,10 @@ mod tests {
     fn the_ratio_of_a_completion_is_the_geometric_mean_of_its_tokens() {
         // Ratios 4 and 1, so 2 for both tokens; then 1.1 alone.
         let log_ratio = [4f64.ln(), 0.0, 1.1f64.ln()];
-        let bad = trial(&LOSS, &[2, 1], &log_ratio, &[-1.0, -3.0, -2.0]);
-        assert!(near(&bad.values, &[2.0, 6.0, 2.2]), "{:?}", bad.values);
-        // Each token's value is 2 |A|, and each token moves the mean by half: (1 + 3) * 2 / 2.
-        assert!(near(&bad.slopes, &[4.0, 4.0, 2.2]), "{:?}", bad.slopes);
+        let bad = trial(&LOSS, &[2, 1], &log_ratio, &[-3.0, -3.0, -2.0]);
+        assert!(near(&bad.values, &[6.0, 6.0, 2.2]), "{:?}", bad.values);
+        // Each token's value is 2 |A|, and each token moves the mean by half: (3 + 3) * 2 / 2.
+        assert!(near(&bad.slopes, &[6.0, 6.0, 2.2]), "{:?}", bad.slopes);
         assert!(near(&bad.ratio, &[2.0, 2.0, 1.1]));
         let good = trial(&LOSS, &[2, 1], &log_ratio, &[1.0, 1.0, 2.0]);
         assert!(near(&good.values, &[-1.2, -1.2, -2.2]) && near(&good.slopes, &[0.0, 0.0, -2.2]));

@@ -1,47 +1,50 @@
 //! How far the policy has moved from the reference, token by token.
 //!
-//! [`KlEstimator`] needs the log-probability of the sampled token alone. The KL itself, a sum over the vocabulary,
-//! comes from the op, chunk by chunk and with its gradient: ask for [`Kl::Reverse`](crate::Kl::Reverse) in
-//! [`Needs::kl`](crate::Needs::kl), give [`TokenOp::with_reference`](crate::TokenOp::with_reference), read
-//! `stats.kl`.
+//! Most of a [`KlEstimator`]'s forms need the log-probability of the sampled token alone. `full`, the KL itself, a sum
+//! over the vocabulary, comes from the op, chunk by chunk and with its gradient: ask for what
+//! [`Objective::needs`](super::Objective::needs) says and give
+//! [`TokenOp::with_reference`](crate::TokenOp::with_reference).
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::error::positive;
-use crate::{Error, Result};
+use crate::token::wanted;
+use crate::{Error, Result, TokenStats};
 
 /// `k3` holds the log-ratio here from below: `e^{60}` is `1e26`, whose gradient `f32` still holds.
 const LOWEST_LOG_RATIO: f64 = -60.0;
 
-/// An estimate of `KL(π ‖ π_ref)` from the log-probabilities of a token that the policy sampled.
+/// An estimate of `KL(π ‖ π_ref)` from the log-probabilities of a token that the policy sampled, or the KL itself.
 ///
 /// With `d = log π(y) − log π_ref(y)`: `k1 = d`, `k2 = d²/2`, `k3 = e^{−d} − 1 + d`, `abs = |d|`. The
-/// `…_with_k2_gradient` ones have the value of `k1` or `k3` and the gradient of `k2`.
+/// `…_with_k2_gradient` ones have the value of `k1` or `k3` and the gradient of `k2`. `full` is
+/// `Σ_v π(v) (log π(v) − log π_ref(v))` over the vocabulary, which takes the reference's scores of all tokens.
 ///
 /// Over the policy's samples `k1` and `k3` have the KL as their mean; `k3` is never negative and usually varies less;
 /// `k2` is close while the KL is small; `abs` is a distance of its own. As a **penalty in the reward**, where no
 /// gradient is taken, `k1` is exact on average. As a **term of the loss** the gradient counts: that of `k1` is zero
 /// on average, that of `k3` is the gradient of `KL(π_ref ‖ π)`, and that of `k2`, `d ∇log π`, is the gradient of
-/// `KL(π ‖ π_ref)`: hence the last two.
+/// `KL(π ‖ π_ref)`: hence those with the gradient of `k2`. `full` has value and gradient of the KL without any variance.
 ///
 /// **Shapes**: see [`KlEstimator::per_token`].
 ///
-/// **Parameters**: `k1`, `k2`, `k3`, `abs`, `k1_with_k2_gradient` or `k3_with_k2_gradient`; no default. Limits are
-/// in [`KlClamp`].
+/// **Parameters**: `k1`, `k2`, `k3`, `abs`, `k1_with_k2_gradient`, `k3_with_k2_gradient` or `full`; no default. Limits
+/// are in [`KlClamp`].
 ///
 /// **Errors**: see [`KlEstimator::per_token`].
 ///
 /// **On negatives**: none are meant; every token is pulled to the reference's probability. Per unit of
 /// log-probability the pull is at most 1 for `abs`, grows as `d` with the gradient of `k2`, and with that of `k3`
 /// is below 1 where the policy likes the token more than the reference does and grows as `e^{−d}` where it likes it
-/// less.
+/// less. `full` pulls every token `v` of the vocabulary, per unit of its logit by `π(v)` times the distance of its `d`
+/// from their mean.
 ///
 /// **Reference**: J. Schulman, "Approximating KL divergence", 2020.
 ///
 /// **Differs from the paper**: below `d = −60` `k3` stays at its value there, with no gradient, so that it is
-/// finite in `f32`. TRL names `abs` and `k2` (`mse`) likewise, verl writes `k1+` and `k3+` for the last two, and
-/// trlx takes `k3` of `−d`, which is not an estimate of this KL on the policy's samples; it is left out.
+/// finite in `f32`. TRL names `abs`, `full` and `k2` (`mse`) likewise, verl writes `k1+` and `k3+` for the two with the
+/// gradient of `k2`, and trlx takes `k3` of `−d`, which is not an estimate of this KL on the policy's samples; it is left out.
 ///
 /// ```
 /// use tch::{Kind, Tensor};
@@ -72,13 +75,15 @@ pub enum KlEstimator {
     K1WithK2Gradient,
     /// `e^{−d} − 1 + d`, with the gradient of `d²/2`.
     K3WithK2Gradient,
+    /// The KL itself: the column `kl` of the op.
+    Full,
 }
 
 /// Limits that libraries put on their estimates; none by default.
 ///
 /// OpenRLHF holds every estimate in `[−10, 10]` (`value: 10`); verl holds `d` in `[−20, 20]` and the estimate in
 /// `[−10, 10]` for `k3` alone (`log_ratio: 20, value: 10`). A value held at a limit has no gradient; the gradient
-/// of `k2` that the `…_with_k2_gradient` estimators carry is not held.
+/// of `k2` that the `…_with_k2_gradient` estimators carry is not held. `full` has no single `d` to hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KlClamp {
@@ -105,7 +110,8 @@ impl KlEstimator {
     /// **Shapes**: `logp` and `reference` of one shape, whatever it is; so is the result, in the kind of `logp`.
     /// `reference` gets no gradient.
     ///
-    /// **Errors**: [`Error::Range`] for a limit of `clamp`; [`Error::Input`] when the two do not fit together.
+    /// **Errors**: [`Error::Range`] for a limit of `clamp` and for `full`, which the sampled tokens do not tell;
+    /// [`Error::Input`] when the two do not fit together.
     pub fn per_token(self, logp: &Tensor, reference: &Tensor, clamp: &KlClamp) -> Result<Tensor> {
         if let Some(problem) = clamp.problems().into_iter().next() {
             return Err(problem);
@@ -127,6 +133,13 @@ impl KlEstimator {
                 d.f_neg()?.f_expm1()?.f_add(&d)?
             }
             KlEstimator::Abs => d.f_abs()?,
+            KlEstimator::Full => {
+                return Err(Error::Range {
+                    name: "kl.estimator",
+                    value: "full".to_owned(),
+                    range: "an estimate from sampled tokens, as nothing is known of the others",
+                });
+            }
         };
         let value = held(&value, clamp.value)?;
         match self {
@@ -137,6 +150,20 @@ impl KlEstimator {
             }
             _ => Ok(value),
         }
+    }
+
+    /// The estimate for every row of an op, with its graph.
+    ///
+    /// **Errors**: [`Error::Input`] when what it is made of is missing; otherwise as [`KlEstimator::per_token`].
+    pub(super) fn of_rows(self, stats: &TokenStats, reference: Option<&Tensor>, clamp: &KlClamp) -> Result<Tensor> {
+        if self == KlEstimator::Full {
+            return held(wanted("stats.kl", &stats.kl)?, clamp.value);
+        }
+        let reference = reference.ok_or_else(|| {
+            let expected = "the reference's log-probability of every row, for the penalty";
+            Error::input("reference", expected, "none")
+        })?;
+        self.per_token(&stats.logp, reference, clamp)
     }
 }
 
@@ -335,6 +362,11 @@ mod tests {
         assert_eq!(problems.len(), 2);
         assert_eq!(problems[1], "`kl.clamp.value` is inf, expected a finite number above 0");
         assert!(NONE.problems().is_empty());
+        let full = KlEstimator::Full.per_token(&two, &two, &NONE).unwrap_err().to_string();
+        assert_eq!(
+            full,
+            "`kl.estimator` is full, expected an estimate from sampled tokens, as nothing is known of the others"
+        );
     }
 
     #[test]
@@ -342,6 +374,7 @@ mod tests {
         let names: Vec<String> = ALL.iter().map(|e| serde_json::to_string(e).unwrap()).collect();
         let expected = ["k1", "k2", "k3", "abs", "k1_with_k2_gradient", "k3_with_k2_gradient"];
         assert_eq!(names, expected.map(|name| format!("\"{name}\"")));
+        assert_eq!(serde_json::to_string(&KlEstimator::Full).unwrap(), "\"full\"");
         let clamp: KlClamp = serde_json::from_str(r#"{ "log_ratio": 20.0 }"#).unwrap();
         assert_eq!((clamp.log_ratio, clamp.value), (Some(20.0), None));
         assert!(serde_json::from_str::<KlClamp>(r#"{ "ratio": 20.0 }"#).is_err());

@@ -50,7 +50,8 @@ pub trait PolicyLoss: Described {
 
     /// The value of every token, with its graph, not reduced, and what is logged of it.
     ///
-    /// **Errors**: only libtorch's, as [`Tokens::new`] has checked the inputs.
+    /// **Errors**: [`Error::Input`](crate::Error::Input) where a loss over whole completions is given advantages that differ within one; otherwise
+    /// only libtorch's, as [`Tokens::new`] has checked the inputs.
     fn surrogate(&self, tokens: &Tokens<'_>) -> Result<Surrogate>;
 
     /// Settings that between them use every switch.
@@ -65,10 +66,16 @@ mod tests {
 
     use super::kl::{KlClamp, KlEstimator};
     use super::*;
-    use crate::CompletionRows;
+    use crate::{CompletionRows, TokenStats};
 
     pub(in crate::policy) fn tensor(values: &[f64]) -> Tensor {
         Tensor::from_slice(values)
+    }
+
+    /// What an op would have said of these log-probabilities.
+    pub(in crate::policy) fn stats(logp: &Tensor) -> TokenStats {
+        let whole = |kind| Tensor::zeros(logp.size(), (kind, Device::Cpu));
+        TokenStats::new(whole(Kind::Int64), logp.shallow_clone(), whole(Kind::Bool))
     }
 
     pub(in crate::policy) fn floats(t: &Tensor) -> Vec<f64> {
@@ -109,11 +116,10 @@ mod tests {
             }
             let logp = tensor(&[-1.0, -0.3, -2.0, -0.7]).set_requires_grad(true);
             let batch = Batch {
-                logp: &logp,
+                stats: &stats(&logp),
                 old: &logp,
                 advantage: &tensor(&advantage),
                 reference: None,
-                entropy: None,
                 rows: &rows,
             };
             let value = objective.evaluate(&batch, &PolicyCounts::of(&rows)).unwrap();
@@ -167,11 +173,10 @@ mod tests {
                 let rows = CompletionRows::new(&[1, 1, 2, 2], Device::Cpu).unwrap();
                 let logp = tensor(&log_ratio).to_kind(kind).set_requires_grad(true);
                 let batch = Batch {
-                    logp: &logp,
+                    stats: &stats(&logp),
                     old: &tensor(&[0.0; 6]),
-                    advantage: &tensor(&[-1.0, -1.0, 1.0, 1.0, -1.0, 2.0]),
+                    advantage: &tensor(&[-1.0, -1.0, 1.0, 1.0, -2.0, -2.0]),
                     reference: Some(&tensor(&[0.0; 6])),
-                    entropy: None,
                     rows: &rows,
                 };
                 let value = objective.evaluate(&batch, &PolicyCounts::of(&rows)).unwrap();

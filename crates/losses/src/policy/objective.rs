@@ -8,7 +8,7 @@ use super::surrogate::column;
 use super::{Aggregate, Loss, PolicyCounts, Tokens};
 use crate::error::not_negative;
 use crate::token::wanted;
-use crate::{CompletionRows, Error, LossValue, Needs, Result};
+use crate::{CompletionRows, Error, Kl, LossValue, Needs, Result, TokenStats};
 
 /// A penalty on leaving the reference, as a part of the loss.
 ///
@@ -16,11 +16,11 @@ use crate::{CompletionRows, Error, LossValue, Needs, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KlPenalty {
-    /// What is taken for the divergence of a token; GRPO has `k3`.
+    /// What is taken for the divergence of a token; GRPO has `k3`, and `full` is the divergence itself.
     pub estimator: KlEstimator,
     /// Its weight; finite, at least 0. Published runs use 0.001 to 0.04.
     pub coefficient: f64,
-    /// Limits of the estimate.
+    /// Limits of the estimate; `full` has none of `log_ratio`.
     #[serde(default)]
     pub clamp: KlClamp,
 }
@@ -28,7 +28,7 @@ pub struct KlPenalty {
 /// A policy loss with everything around it: the manifest form of a step on sampled completions.
 ///
 /// `L = Σ_it w_it (ℓ_it + β k_it − c H_it)` with `ℓ` the loss, `w` the [`Aggregate`], `k` the estimate of the divergence from
-/// the reference, `H` the entropy of the policy's distribution at that token.
+/// the reference or that itself, `H` the entropy of the policy's distribution at that token.
 ///
 /// ```
 /// use unsay_losses::policy::Objective;
@@ -55,20 +55,19 @@ pub struct Objective {
     pub entropy: f64,
 }
 
-/// One micro-batch of sampled completions on its way through an [`Objective`]. All but `logp` and `entropy` are taken as
-/// constants.
+/// One micro-batch of sampled completions on its way through an [`Objective`]. All but `stats` are taken as constants.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// `[N]` log-probability of every row under the policy, with its graph: `stats.logp` of the op.
-    pub logp: &'a Tensor,
-    /// `[N]` the same under the policy that sampled; `logp` itself where each batch is used for one step.
+    /// The policy's, from an op with [`Objective::needs`]. An `entropy` that no bonus asked for is logged.
+    pub stats: &'a TokenStats,
+    /// `[N]` log-probability of every row under the policy that sampled; `stats.logp` itself where each batch is used for
+    /// one step.
     pub old: &'a Tensor,
     /// `[N]` the advantage of every row.
     pub advantage: &'a Tensor,
-    /// `[N]` the reference's log-probability of every row, where the objective has a penalty.
+    /// `[N]` the reference's log-probability of every row, where the objective [has a use for
+    /// it](Objective::uses_reference).
     pub reference: Option<&'a Tensor>,
-    /// `[N]` `stats.entropy` of the op, with its graph, where the objective has a bonus; otherwise it is logged if there.
-    pub entropy: Option<&'a Tensor>,
     /// The completions that the rows belong to.
     pub rows: &'a CompletionRows,
 }
@@ -91,27 +90,37 @@ impl Objective {
         if self.loss.per_completion() && self.aggregate != Aggregate::SequenceMean {
             problems.push(Error::Range {
                 name: "aggregate",
-                value: format!("{:?}", self.aggregate),
+                value: self.aggregate.to_string(),
                 range: "`sequence_mean`, as the loss has one value per completion",
             });
         }
         if let Some(kl) = &self.kl {
             problems.extend(not_negative("kl.coefficient", kl.coefficient));
             problems.extend(kl.clamp.problems());
+            if let (KlEstimator::Full, Some(bound)) = (kl.estimator, kl.clamp.log_ratio) {
+                problems.push(Error::Range {
+                    name: "kl.clamp.log_ratio",
+                    value: bound.to_string(),
+                    range: "none, as `full` is not made of the log-ratio of one token",
+                });
+            }
         }
         problems.extend(not_negative("entropy", self.entropy));
         problems
     }
 
-    /// Whether the reference's log-probabilities are needed.
+    /// Whether the reference's log-probabilities of the sampled tokens are needed: for every penalty but `full`, for which
+    /// the op is given the reference.
     pub fn uses_reference(&self) -> bool {
-        self.kl.is_some()
+        self.kl.is_some_and(|kl| kl.estimator != KlEstimator::Full)
     }
 
     /// What it reads from the op beyond log-probabilities.
     pub fn needs(&self) -> Needs {
+        let full = self.kl.is_some_and(|kl| kl.estimator == KlEstimator::Full);
         Needs {
             entropy: self.entropy > 0.0,
+            kl: full.then_some(Kl::Reverse),
             ..Needs::default()
         }
     }
@@ -121,7 +130,8 @@ impl Objective {
     /// Terms for the log: `policy_loss`, the value without penalty and bonus; and means over the tokens of the whole batch:
     /// `ratio` to the policy that sampled, as the loss takes it, `log_ratio` and `approx_kl`, half the mean square of the
     /// tokens' log-ratios; `clip_fraction` where the loss clips (a token counts where clipping made its value strictly
-    /// larger), `dual_clip_fraction` where it has a second bound; `kl`, the estimate, and `entropy`.
+    /// larger), `dual_clip_fraction` where it bounds the ratio of bad tokens (a token counts where that made its value strictly
+    /// smaller); `kl`, the estimate, and `entropy`.
     ///
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
@@ -129,9 +139,14 @@ impl Objective {
         if let Some(problem) = self.problems().into_iter().next() {
             return Err(problem);
         }
-        let rows = batch.rows;
+        let (stats, rows) = (batch.stats, batch.rows);
         counts.check(rows)?;
-        let tokens = Tokens::new(batch.logp, batch.old, batch.advantage, rows)?;
+        for (what, asked) in [("stats.entropy", &stats.entropy), ("stats.kl", &stats.kl)] {
+            if let Some(values) = asked {
+                column(what, values, rows)?;
+            }
+        }
+        let tokens = Tokens::new(&stats.logp, batch.old, batch.advantage, rows)?;
         let kind = tokens.logp.f_kind()?;
         let surrogate = self.loss.surrogate(&tokens)?;
         let log_ratio = tokens.log_ratio()?.f_detach()?;
@@ -155,21 +170,15 @@ impl Objective {
         }
         let mut values = surrogate.values;
         if let Some(kl) = &self.kl {
-            let reference = batch.reference.ok_or_else(|| {
-                let expected = "the reference's log-probability of every row, for the penalty";
-                Error::input("reference", expected, "none")
-            })?;
-            let estimate = kl.estimator.per_token(&tokens.logp, reference, &kl.clamp)?;
+            let estimate = kl.estimator.of_rows(stats, batch.reference, &kl.clamp)?;
             terms.push(("kl", counts.token_mean(&estimate)?));
             values = values.f_add(&estimate.f_mul_scalar(kl.coefficient)?)?;
         }
-        if let Some(entropy) = batch.entropy {
-            column("entropy", entropy, rows)?;
+        if let Some(entropy) = &stats.entropy {
             terms.push(("entropy", counts.token_mean(entropy)?));
         }
         if self.entropy > 0.0 {
-            let entropy = batch.entropy.map(Tensor::shallow_clone);
-            let bonus = wanted("stats.entropy", &entropy)?.f_mul_scalar(self.entropy)?;
+            let bonus = wanted("stats.entropy", &stats.entropy)?.f_mul_scalar(self.entropy)?;
             values = values.f_sub(&bonus)?;
         }
         self.aggregate.reduce(&values, rows, counts, terms)
@@ -181,7 +190,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::policy::tests::{floats, near, objectives, tensor};
+    use crate::policy::tests::{floats, near, objectives, stats, tensor};
     use crate::policy::{Cispo, Grpo, Ppo, Reinforce, Rloo};
 
     /// Six tokens of three completions.
@@ -216,12 +225,15 @@ mod tests {
                 .map(|c| c.narrow(0, start as i64, n as i64))
                 .collect();
             let rows = CompletionRows::new(&self.lengths[from..to], Device::Cpu).unwrap();
+            let stats = TokenStats {
+                entropy: Some(part[4].shallow_clone()),
+                ..stats(&part[0])
+            };
             let batch = Batch {
-                logp: &part[0],
+                stats: &stats,
                 old: &part[1],
                 advantage: &part[2],
                 reference: Some(&part[3]),
-                entropy: Some(&part[4]),
                 rows: &rows,
             };
             let counts = PolicyCounts {
@@ -310,6 +322,52 @@ mod tests {
     }
 
     #[test]
+    fn the_full_divergence_is_a_penalty_with_its_own_gradient() {
+        let rows = CompletionRows::new(&[2, 1], Device::Cpu).unwrap();
+        let logp = tensor(&[-1.0, -2.0, -0.5]).set_requires_grad(true);
+        let kl = tensor(&[0.5, 3.0, 1.0]).set_requires_grad(true);
+        let stats = TokenStats {
+            kl: Some(kl.shallow_clone()),
+            ..stats(&logp)
+        };
+        let batch = Batch {
+            stats: &stats,
+            old: &logp,
+            advantage: &tensor(&[0.0; 3]),
+            reference: None,
+            rows: &rows,
+        };
+        let objective = |value| Objective {
+            kl: Some(KlPenalty {
+                estimator: KlEstimator::Full,
+                coefficient: 0.5,
+                clamp: KlClamp { log_ratio: None, value },
+            }),
+            ..Objective::new(Loss::Reinforce(Reinforce {}), Aggregate::TokenMean)
+        };
+        // Of a batch of 4 tokens; a value that is held has no gradient.
+        let counts = PolicyCounts {
+            tokens: 4.0,
+            completions: 3.0,
+        };
+        for (bound, value, slopes) in [
+            (None, 4.5, [0.125, 0.125, 0.125]),
+            (Some(2.0), 3.5, [0.125, 0.0, 0.125]),
+        ] {
+            let ours = objective(bound).evaluate(&batch, &counts).unwrap();
+            ours.total.backward();
+            let term = ours.terms.iter().find(|(name, _)| *name == "kl").unwrap();
+            assert!(
+                (ours.total.double_value(&[]) - 0.5 * value / 4.0).abs() < 1e-12,
+                "{ours:?}"
+            );
+            assert!((term.1.double_value(&[]) - value / 4.0).abs() < 1e-12, "{ours:?}");
+            assert!(near(&floats(&kl.grad()), &slopes) && near(&floats(&logp.grad()), &[0.0; 3]));
+            let _ = kl.grad().zero_();
+        }
+    }
+
+    #[test]
     fn fractions_count_what_was_clipped() {
         let ppo = Ppo {
             clip_low: 0.2,
@@ -317,14 +375,22 @@ mod tests {
             dual_clip: Some(1.5),
             log_ratio_clamp: None,
         };
-        let (_, _, terms) = Made::new().run(&Objective::new(Loss::Ppo(ppo), Aggregate::TokenMean), 0, 3);
+        let objective = Objective::new(Loss::Ppo(ppo), Aggregate::TokenMean);
+        let (_, _, terms) = Made::new().run(&objective, 0, 3);
+        let grpo = Grpo {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            delta: Some(1.5),
+        };
+        let same = Objective::new(Loss::Grpo(grpo), Aggregate::TokenMean);
+        assert_eq!(Made::new().run(&same, 0, 3).2, terms);
         let of = |name: &str| terms.iter().find(|(own, _)| *own == name).unwrap().1;
         // Log-ratios .1 .6 -.8 .1 -.1 .5 of A .5 -1 2 -.3 1 -2: none is clipped on its good side; both large ones of
         // bad tokens exceed 1.5.
         assert!((of("clip_fraction") - 0.0).abs() < 1e-12 && (of("dual_clip_fraction") - 2.0 / 6.0).abs() < 1e-12);
         let mut flipped = Made::new();
         flipped.columns[2] = -&flipped.columns[2];
-        let (_, _, terms) = flipped.run(&Objective::new(Loss::Ppo(ppo), Aggregate::TokenMean), 0, 3);
+        let (_, _, terms) = flipped.run(&objective, 0, 3);
         let of = |name: &str| terms.iter().find(|(own, _)| *own == name).unwrap().1;
         assert!((of("clip_fraction") - 3.0 / 6.0).abs() < 1e-12 && of("dual_clip_fraction").abs() < 1e-12);
     }
@@ -342,7 +408,11 @@ mod tests {
                 entropy: 0.2,
                 ..plain
             };
-            let (whole, parts) = (Made::new(), Made::new());
+            let (mut whole, mut parts) = (Made::new(), Made::new());
+            for made in [&mut whole, &mut parts] {
+                // The same for all tokens of a completion, as some losses want.
+                made.columns[2] = tensor(&[0.5, 0.5, 2.0, -0.3, -0.3, -0.3]);
+            }
             let (total, each, terms) = whole.run(&objective, 0, 3);
             let (a, b) = (parts.run(&objective, 0, 1), parts.run(&objective, 1, 3));
             assert!((total - a.0 - b.0).abs() < 1e-12, "{objective:?}");
@@ -364,12 +434,12 @@ mod tests {
         });
         let rows = CompletionRows::new(&[2], Device::Cpu).unwrap();
         let (two, three) = (tensor(&[0.0; 2]), tensor(&[0.0; 3]));
+        let plain_stats = stats(&two);
         let batch = Batch {
-            logp: &two,
+            stats: &plain_stats,
             old: &two,
             advantage: &two,
             reference: None,
-            entropy: None,
             rows: &rows,
         };
         let counts = PolicyCounts::of(&rows);
@@ -386,11 +456,20 @@ mod tests {
             text(&plain, &Batch { old: &three, ..batch }, &counts),
             format!("old: {shape}")
         );
-        let entropy = Batch {
-            entropy: Some(&three),
-            ..batch
+        let entropy = TokenStats {
+            entropy: Some(three.shallow_clone()),
+            ..stats(&two)
         };
-        assert_eq!(text(&plain, &entropy, &counts), format!("entropy: {shape}"));
+        let kl = TokenStats {
+            kl: Some(three.shallow_clone()),
+            ..stats(&two)
+        };
+        for (stats, what) in [(&entropy, "stats.entropy"), (&kl, "stats.kl")] {
+            assert_eq!(
+                text(&plain, &Batch { stats, ..batch }, &counts),
+                format!("{what}: {shape}")
+            );
+        }
         let with_kl = Objective {
             kl: penalty,
             ..plain.clone()
@@ -404,7 +483,16 @@ mod tests {
             ..plain.clone()
         };
         assert!(text(&with_entropy, &batch, &counts).starts_with("stats.entropy: expected the column"));
-        assert!(with_kl.uses_reference() && !plain.uses_reference());
+        let with_full = Objective {
+            kl: penalty.map(|kl| KlPenalty {
+                estimator: KlEstimator::Full,
+                ..kl
+            }),
+            ..plain.clone()
+        };
+        assert!(text(&with_full, &batch, &counts).starts_with("stats.kl: expected the column"));
+        assert!(with_kl.uses_reference() && !plain.uses_reference() && !with_full.uses_reference());
+        assert!(with_kl.needs() == Needs::default() && with_full.needs().kl == Some(Kl::Reverse));
         assert!(with_entropy.needs().entropy && plain.needs() == Needs::default());
 
         let problems =
@@ -430,13 +518,25 @@ mod tests {
             [
                 "`rloo.clip_low` is 0, expected a number above 0, at most 1",
                 "`aggregate.fixed_length.length` is 0, expected a whole number, at least 1",
-                "`aggregate` is FixedLength { length: 0 }, expected `sequence_mean`, as the loss has one value per completion",
+                "`aggregate` is { fixed_length: { length: 0 } }, expected `sequence_mean`, as the loss has one value per completion",
                 "`kl.coefficient` is -1, expected a finite number, at least 0",
                 "`kl.clamp.log_ratio` is 0, expected a finite number above 0",
                 "`entropy` is NaN, expected a finite number, at least 0",
             ]
         );
         assert_eq!(text(&wrong, &batch, &counts), problems(&wrong)[0]);
+        let held = Objective {
+            kl: with_full.kl.map(|kl| KlPenalty {
+                clamp: KlClamp {
+                    log_ratio: Some(20.0),
+                    value: Some(10.0),
+                },
+                ..kl
+            }),
+            ..plain.clone()
+        };
+        let expected = "`kl.clamp.log_ratio` is 20, expected none, as `full` is not made of the log-ratio of one token";
+        assert_eq!(problems(&held), [expected]);
         for loss in Loss::samples() {
             let ours = problems(&Objective::new(loss.clone(), Aggregate::TokenMean));
             assert_eq!(ours.is_empty(), !loss.per_completion(), "{loss:?}");

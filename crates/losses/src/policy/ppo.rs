@@ -10,7 +10,7 @@ use crate::{Card, Described, Error, Result};
 /// PPO: the ratio of each token to the policy that sampled it, clipped.
 ///
 /// `ℓ = max(−A ρ, −A clip(ρ, 1 − ε₋, 1 + ε₊))` with `ρ = π(y_t)/π_old(y_t)`, `A` the token's advantage. With `dual_clip`
-/// `c`, `ℓ` is at most `−A c` where `A < 0`.
+/// `c`, `ℓ` is at most `−A c` where `A < 0`; from `1 + ε₊` on it is what [`Grpo`](super::Grpo) calls `delta`.
 ///
 /// **Shapes**: see [`Tokens`].
 ///
@@ -94,16 +94,8 @@ impl PolicyLoss for Ppo {
         if let Some(bound) = self.log_ratio_clamp {
             log_ratio = log_ratio.f_clamp(-bound, bound)?;
         }
-        let single = clipped(&log_ratio, &tokens.advantage, (self.clip_low, self.clip_high), None)?;
-        let Some(bound) = self.dual_clip else { return Ok(single) };
-        let most = tokens.advantage.f_mul_scalar(-bound)?;
-        let bad = tokens.advantage.f_lt(0.0)?;
-        let values = single.values.f_minimum(&most)?.f_where_self(&bad, &single.values)?;
-        Ok(Surrogate {
-            dual_clipped: Some(single.values.f_gt_tensor(&most)?.f_logical_and(&bad)?),
-            values,
-            ..single
-        })
+        let bounds = (self.clip_low, self.clip_high);
+        clipped(&log_ratio, &tokens.advantage, bounds, self.dual_clip)
     }
 
     fn samples() -> Vec<Self> {

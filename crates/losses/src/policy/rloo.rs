@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::surrogate::clipped;
+use super::surrogate::clipped_whole;
 use super::{PolicyLoss, Surrogate, Tokens};
 use crate::error::{positive, some_share};
 use crate::{Card, Described, Error, Result};
@@ -10,7 +10,7 @@ use crate::{Card, Described, Error, Result};
 /// RLOO: the ratio of each whole completion to the policy that sampled it, clipped.
 ///
 /// `ℓ = max(−A ρ, −A clip(ρ, 1 − ε₋, 1 + ε₊))` with `ρ = π(y)/π_old(y) = exp(Σ_t log(π(y_t)/π_old(y_t)))` and `A` from
-/// [`leave_one_out`](super::leave_one_out), the same for all tokens of a completion.
+/// [`leave_one_out`](super::leave_one_out), the same for all tokens of a completion; others are refused.
 ///
 /// **Shapes**: see [`Tokens`]. The value of a completion stands at each of its rows, so the only aggregate that makes
 /// sense is [`Aggregate::SequenceMean`](super::Aggregate::SequenceMean); others are refused.
@@ -79,8 +79,7 @@ impl PolicyLoss for Rloo {
 
     fn surrogate(&self, tokens: &Tokens<'_>) -> Result<Surrogate> {
         let sums = tokens.rows.sums(&tokens.log_ratio()?)?;
-        let bounds = (self.clip_low, self.clip_high);
-        clipped(&tokens.rows.spread(&sums)?, &tokens.advantage, bounds, None)
+        clipped_whole(tokens, &sums, (self.clip_low, self.clip_high))
     }
 
     fn samples() -> Vec<Self> {
@@ -93,8 +92,11 @@ impl PolicyLoss for Rloo {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Tensor};
+
     use super::super::surrogate::tests::{near, trial};
     use super::*;
+    use crate::CompletionRows;
 
     const LOSS: Rloo = Rloo {
         clip_low: 0.1,
@@ -113,6 +115,18 @@ mod tests {
         assert!(near(&good.values, &[-1.2, -1.2, -2.2]) && near(&good.slopes, &[0.0, 0.0, -2.2]));
         assert_eq!(good.clipped.unwrap(), [true, true, false]);
         assert!(LOSS.per_completion());
+    }
+
+    #[test]
+    fn the_advantage_is_that_of_the_completion() {
+        let rows = CompletionRows::new(&[2], Device::Cpu).unwrap();
+        let (zeros, varied) = (Tensor::from_slice(&[0.0f64; 2]), Tensor::from_slice(&[1.0f64, 3.0]));
+        let tokens = Tokens::new(&zeros, &zeros, &varied, &rows).unwrap();
+        let text = LOSS.surrogate(&tokens).unwrap_err().to_string();
+        assert!(
+            text.starts_with("advantage: expected one for all tokens of a completion"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Surrogate {
     pub ratio: Tensor,
     /// `[N]` `bool`, where clipping decided the value; none for losses that do not clip.
     pub clipped: Option<Tensor>,
-    /// `[N]` `bool`, where the second bound on bad tokens decided it; none for losses without one.
+    /// `[N]` `bool`, where the bound on the ratio of bad tokens decided it; none where there is no such bound.
     pub dual_clipped: Option<Tensor>,
 }
 
@@ -55,6 +55,8 @@ impl<'a> Tokens<'a> {
     }
 
     /// `[N]` `log π(y_t) − log π_old(y_t)`, with its graph.
+    ///
+    /// **Errors**: only libtorch's.
     pub fn log_ratio(&self) -> Result<Tensor> {
         Ok(self.logp.f_sub(&self.old)?)
     }
@@ -78,29 +80,49 @@ pub(super) fn ratio(log_ratio: &Tensor) -> Result<Tensor> {
     Ok(log_ratio.f_clamp_max(LARGEST_LOG_RATIO)?.f_exp()?)
 }
 
-/// `max(−A ρ, −A clip(ρ, 1 − low, 1 + high))` per token, from a log-ratio that may be of whole completions; `delta` holds
-/// the first `ρ` from above.
+/// `max(−A ρ, −A clip(ρ, 1 − low, 1 + high))` per token, and at most `−A bound` where `A < 0`; from a log-ratio that may be
+/// of whole completions.
 ///
-/// A token counts as clipped where the second is strictly the larger.
+/// A token counts as clipped where the second is strictly the larger, and as clipped by the bound where that makes its
+/// value strictly smaller.
 pub(super) fn clipped(
     log_ratio: &Tensor,
     advantage: &Tensor,
     (low, high): (f64, f64),
-    delta: Option<f64>,
+    bound: Option<f64>,
 ) -> Result<Surrogate> {
     let ratio = ratio(log_ratio)?;
     let push = advantage.f_neg()?;
     let held = push.f_mul(&ratio.f_clamp(1.0 - low, 1.0 + high)?)?;
-    let free = push.f_mul(&match delta {
-        Some(delta) => ratio.f_clamp_max(delta)?,
-        None => ratio.shallow_clone(),
-    })?;
+    let free = push.f_mul(&ratio)?;
+    let mut values = free.f_maximum(&held)?;
+    let mut dual_clipped = None;
+    if let Some(bound) = bound {
+        let most = push.f_mul_scalar(bound)?;
+        let bad = advantage.f_lt(0.0)?;
+        dual_clipped = Some(values.f_gt_tensor(&most)?.f_logical_and(&bad)?);
+        values = values.f_minimum(&most)?.f_where_self(&bad, &values)?;
+    }
     Ok(Surrogate {
-        values: free.f_maximum(&held)?,
+        values,
         ratio: ratio.f_detach()?,
         clipped: Some(held.f_gt_tensor(&free)?),
-        dual_clipped: None,
+        dual_clipped,
     })
+}
+
+/// [`clipped`] with one log-ratio per completion, `[B]`, whose value stands at each of its rows.
+///
+/// **Errors**: [`Error::Input`] where the advantages of a completion differ, as they would be averaged.
+pub(super) fn clipped_whole(tokens: &Tokens<'_>, log_ratio: &Tensor, bounds: (f64, f64)) -> Result<Surrogate> {
+    let (rows, advantage) = (tokens.rows, &tokens.advantage);
+    let first = rows.table(advantage)?.f_select(1, 0)?;
+    let differs = advantage.f_ne_tensor(&rows.spread(&first)?)?;
+    if differs.f_any()?.f_int64_value(&[])? == 1 {
+        let expected = "one for all tokens of a completion, as the loss has one ratio for them";
+        return Err(Error::input("advantage", expected, "different ones in a completion"));
+    }
+    clipped(&rows.spread(log_ratio)?, advantage, bounds, None)
 }
 
 #[cfg(test)]
@@ -160,6 +182,30 @@ pub(super) mod tests {
             Vec::<f64>::try_from(log_ratio.grad()).unwrap(),
             [0.0, 1.0, e39, 0.0, 0.0]
         );
+    }
+
+    #[test]
+    fn a_whole_completion_has_one_advantage() {
+        let rows = CompletionRows::new(&[1, 3], Device::Cpu).unwrap();
+        let logp = Tensor::from_slice(&[-1.0f64, -0.5, -2.0, -0.1]);
+        let of = |advantage: [f64; 4]| {
+            let advantage = Tensor::from_slice(&advantage);
+            let tokens = Tokens::new(&logp, &logp, &advantage, &rows).unwrap();
+            clipped_whole(&tokens, &Tensor::from_slice(&[0.0f64, 2f64.ln()]), (0.2, 0.2))
+        };
+        let ours = Vec::<f64>::try_from(of([3.0, -1.0, -1.0, -1.0]).unwrap().values).unwrap();
+        assert!(near(&ours, &[-3.0, 2.0, 2.0, 2.0]), "{ours:?}");
+        for varied in [
+            [3.0, -1.0, -1.0, 1.0],
+            [3.0, -1.0, -1.0 - 1e-15, -1.0],
+            [0.0, 1.0, 0.0, 0.0],
+        ] {
+            assert_eq!(
+                of(varied).unwrap_err().to_string(),
+                "advantage: expected one for all tokens of a completion, as the loss has one ratio for them, got \
+                 different ones in a completion"
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Made batches: what any loss of any family could ask about a few units of completions.
 
+use std::cell::RefCell;
+
 use tch::{Device, Kind, Tensor};
 use unsay_losses::CompletionRows;
 
@@ -214,6 +216,8 @@ pub struct Part<'a> {
     pub completions: Vec<usize>,
     /// The row of the batch that each row here is.
     pub rows: Vec<i64>,
+    /// What was handed out beside stats: all of it constants to a loss, though it collects gradients here.
+    pub constants: RefCell<Vec<Tensor>>,
 }
 
 impl<'a> Part<'a> {
@@ -227,6 +231,7 @@ impl<'a> Part<'a> {
             units: units.to_vec(),
             completions,
             batch,
+            constants: RefCell::default(),
         }
     }
 
@@ -244,20 +249,24 @@ impl<'a> Part<'a> {
 
     /// `[N]` the part's rows of one number per row of the batch.
     pub fn per_row(&self, numbers: &[f64]) -> Tensor {
-        let picked: Vec<f64> = self.rows.iter().map(|&r| numbers[r as usize]).collect();
-        Tensor::from_slice(&picked)
+        self.constant(self.rows.iter().map(|&r| numbers[r as usize]))
     }
 
     /// `[C]` the part's completions of one number per completion of the batch.
     pub fn per_completion(&self, numbers: &[f64]) -> Tensor {
-        let picked: Vec<f64> = self.completions.iter().map(|&c| numbers[c]).collect();
-        Tensor::from_slice(&picked)
+        self.constant(self.completions.iter().map(|&c| numbers[c]))
     }
 
     /// `[N]` the same, for every row of each completion.
     pub fn spread(&self, numbers: &[f64]) -> Tensor {
         let of = |&c: &usize| vec![numbers[c]; self.batch.completions[c].length];
-        Tensor::from_slice(&self.completions.iter().flat_map(of).collect::<Vec<f64>>())
+        self.constant(self.completions.iter().flat_map(of))
+    }
+
+    fn constant(&self, numbers: impl Iterator<Item = f64>) -> Tensor {
+        let numbers = Tensor::from_slice(&numbers.collect::<Vec<f64>>()).set_requires_grad(true);
+        self.constants.borrow_mut().push(numbers.shallow_clone());
+        numbers
     }
 
     pub fn targets(&self) -> Vec<i64> {

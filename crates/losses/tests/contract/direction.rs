@@ -105,5 +105,5 @@ fn one_step_pushes_negatives_where_the_card_says() {
             }
         }
     });
-    assert_eq!(seen.into_inner(), [5, 199, 99]);
+    assert_eq!(seen.into_inner(), [5, 205, 99]);
 }

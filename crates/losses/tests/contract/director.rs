@@ -59,7 +59,7 @@ impl Setting for TwoHeads {
     }
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
-        let whole = DirectorCounts::of(&rows(&given.whole(self)))?;
+        let whole = given.counts(self, |part| DirectorCounts::of(&rows(part)))?;
         let counts = DirectorCounts {
             examples: (given.count)(whole.examples),
             tokens: TokenCounts {

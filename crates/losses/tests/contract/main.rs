@@ -25,6 +25,7 @@ mod policy;
 mod precision;
 mod ranked;
 mod refusals;
+mod rewards;
 mod scores;
 mod subject;
 mod token;
@@ -42,7 +43,7 @@ const REGISTERED: [(&str, usize, usize); 8] = [
     ("unpaired", 6, 29),
     ("ranked", 1, 6),
     ("scores", 3, 6),
-    ("policy", 6, 71),
+    ("policy", 6, 77),
     ("critic", 1, 8),
 ];
 

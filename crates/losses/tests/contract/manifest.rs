@@ -108,6 +108,32 @@ fn every_loss_has_one_name_in_file_manifest_and_card_and_survives_a_round_trip()
     assert_eq!(table, listed);
 }
 
+/// Whoever runs the samples runs every branch: switches and choices take at least two values among them.
+#[test]
+fn samples_use_every_switch() {
+    let mut switches = 0;
+    for family in families() {
+        for name in family.names {
+            let own: Vec<_> = family
+                .samples
+                .iter()
+                .map(parts)
+                .filter(|(known, _)| known == name)
+                .collect();
+            for key in own[0].1.keys() {
+                let mut values: Vec<&Value> = own.iter().map(|(_, parameters)| &parameters[key]).collect();
+                if values.iter().all(|value| value.is_number()) {
+                    continue;
+                }
+                values.dedup();
+                assert!(values.len() > 1, "{name}: all samples have the same `{key}`");
+                switches += 1;
+            }
+        }
+    }
+    assert_eq!(switches, 19);
+}
+
 #[test]
 fn every_card_is_complete() {
     let mut seen = 0;

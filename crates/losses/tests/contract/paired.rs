@@ -107,7 +107,7 @@ impl Setting for Objective {
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
-        let whole = PairCounts::of(&given.whole(self).completion_rows());
+        let whole = given.counts(self, |part| Ok(PairCounts::of(&part.completion_rows())))?;
         let counts = PairCounts {
             pairs: (given.count)(whole.pairs),
             chosen_tokens: (given.count)(whole.chosen_tokens),

@@ -40,6 +40,7 @@ fn modified(plain: &Objective) -> Vec<Objective> {
         penalty(KlEstimator::K1WithK2Gradient, None, None),
         penalty(KlEstimator::K3WithK2Gradient, None, None),
         penalty(KlEstimator::K3, Some(20.0), Some(10.0)),
+        penalty(KlEstimator::Full, None, None),
         Objective {
             entropy: 0.1,
             ..plain.clone()
@@ -106,27 +107,25 @@ impl Setting for Objective {
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
-        let stats = &given.stats[0];
         let rows = part.completion_rows();
         let reference = part.per_row(&part.batch.reference);
         let batch = Batch {
-            logp: &stats.logp,
+            stats: &given.stats[0],
             old: &part.per_row(&part.batch.old),
             advantage: &part.spread(&part.batch.advantage),
             reference: given.unless(Missing::Reference, &reference),
-            entropy: stats.entropy.as_ref(),
             rows: &rows,
         };
-        Objective::evaluate(self, &batch, &counts(self, given))
+        Objective::evaluate(self, &batch, &counts(self, given)?)
     }
 }
 
-fn counts(setting: &dyn Setting, given: &Given<'_>) -> PolicyCounts {
-    let whole = PolicyCounts::of(&given.whole(setting).completion_rows());
-    PolicyCounts {
+fn counts(setting: &dyn Setting, given: &Given<'_>) -> Result<PolicyCounts> {
+    let whole = given.counts(setting, |part| Ok(PolicyCounts::of(&part.completion_rows())))?;
+    Ok(PolicyCounts {
         tokens: (given.count)(whole.tokens),
         completions: (given.count)(whole.completions),
-    }
+    })
 }
 
 /// The loss of a critic with an aggregate; values are read off the states.
@@ -188,6 +187,6 @@ impl Setting for Critic {
             returns: &part.per_row(&part.batch.returns),
             rows: &rows,
         };
-        self.loss.evaluate(&batch, self.aggregate, &counts(self, given))
+        self.loss.evaluate(&batch, self.aggregate, &counts(self, given)?)
     }
 }

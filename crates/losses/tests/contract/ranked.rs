@@ -88,8 +88,7 @@ impl Setting for Objective {
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
-        let whole = given.whole(self);
-        let whole = RankedCounts::of(&whole.completion_rows(), &samples(&whole))?;
+        let whole = given.counts(self, |part| RankedCounts::of(&part.completion_rows(), &samples(part)))?;
         let counts = RankedCounts {
             prompts: (given.count)(whole.prompts),
             retained_tokens: (given.count)(whole.retained_tokens),

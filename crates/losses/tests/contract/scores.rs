@@ -86,8 +86,12 @@ impl Setting for Scored {
         let first_of_unit: Vec<usize> = part.units.iter().map(|&unit| part.batch.units[unit][0]).collect();
         let margin: Vec<f64> = first_of_unit.iter().map(|&c| part.batch.advantage[c].abs()).collect();
         let margin = Tensor::from_slice(&margin).to_kind(scores.kind());
+        let of = |part: &Part<'_>| {
+            let answers = part.units.len() as f64;
+            Ok(ScoreCounts { answers })
+        };
         let counts = ScoreCounts {
-            answers: (given.count)(part.batch.units.len() as f64),
+            answers: (given.count)(given.counts(self, of)?.answers),
         };
         let evaluate = |scores: Scores<'_>| self.loss.evaluate(&scores, &counts);
         match self.loss.feedback() {

@@ -1,5 +1,7 @@
 //! A setting of a registered loss, and what a micro-batch of it gives: one form for every family.
 
+use std::iter::Sum;
+
 use tch::{Kind, Tensor};
 use unsay_losses::{Card, Error, Fused, LossValue, Needs, Result, TokenOp, TokenStats};
 
@@ -140,10 +142,16 @@ impl Given<'_> {
         (self.without != Some(missing)).then_some(value)
     }
 
-    /// The whole batch that this is a part of, in the family's order.
-    pub fn whole(&self, setting: &dyn Setting) -> Part<'_> {
+    /// Sizes of the whole batch, added up over its two halves as a training loop adds them up over micro-batches.
+    pub fn counts<C: Sum>(&self, setting: &dyn Setting, of: impl Fn(&Part<'_>) -> Result<C>) -> Result<C> {
         let units: Vec<usize> = (0..self.part.batch.units.len()).collect();
-        Part::new(self.part.batch, &units, |batch, units| setting.order(batch, units))
+        let halves = units.chunks(units.len().div_ceil(2));
+        let of = |units| {
+            of(&Part::new(self.part.batch, units, |batch, units| {
+                setting.order(batch, units)
+            }))
+        };
+        halves.map(of).sum()
     }
 }
 
@@ -332,6 +340,13 @@ impl Subject {
                 value
             }
         };
+        for constant in part.constants.borrow().iter() {
+            assert!(
+                !constant.grad().defined(),
+                "{}: a gradient to a measured number",
+                self.text
+            );
+        }
         let n = batch.n_rows() as i64;
         let mut gradients = leaves.map(|leaf| match leaf.grad() {
             gradient if gradient.defined() => gradient,

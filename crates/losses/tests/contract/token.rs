@@ -96,7 +96,7 @@ fn marked(loss: &Loss, part: &Part<'_>) -> TokenRows {
 type Inputs = (TokenRows, TokenCounts, Option<Tensor>);
 
 fn inputs(loss: &Loss, given: &Given<'_>) -> Result<Inputs> {
-    let whole = TokenCounts::of(&marked(loss, &given.whole(loss)))?;
+    let whole = given.counts(loss, |part| TokenCounts::of(&marked(loss, part)))?;
     let counts = TokenCounts {
         positive: (given.count)(whole.positive),
         negative: (given.count)(whole.negative),

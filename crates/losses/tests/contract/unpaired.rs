@@ -73,8 +73,9 @@ impl Setting for Objective {
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
-        let whole = given.whole(self);
-        let whole = UnpairedCounts::of(&whole.completion_rows(), &desirable(&whole))?;
+        let whole = given.counts(self, |part| {
+            UnpairedCounts::of(&part.completion_rows(), &desirable(part))
+        })?;
         let counts = UnpairedCounts {
             desirable: (given.count)(whole.desirable),
             undesirable: (given.count)(whole.undesirable),

@@ -3,7 +3,8 @@
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unsay_losses::policy::kl::{KlClamp, KlEstimator};
-use unsay_losses::{Kl, Needs, TokenOp};
+use unsay_losses::policy::{Aggregate, Batch, KlPenalty, Loss, Objective, PolicyCounts, Reinforce};
+use unsay_losses::{CompletionRows, TokenOp};
 
 use crate::files::{cases, close, close_to, committed, counted, floats};
 use crate::plain::numbers;
@@ -108,17 +109,46 @@ fn golden_kl_estimators_equal_those_of_three_libraries() {
         let (policy, reference) = (of("logprobs_all"), of("ref_logprobs_all"));
         let identity = Tensor::eye(v, (Kind::Double, Device::Cpu));
         let targets = Tensor::zeros([policy.size()[0]], (Kind::Int64, Device::Cpu));
-        let needs = Needs {
-            kl: Some(Kl::Reverse),
-            ..Needs::default()
+        let penalty = KlPenalty {
+            estimator: KlEstimator::Full,
+            coefficient: 0.5,
+            clamp: FREE,
         };
-        let op = TokenOp::new(&policy, &identity, &targets, &needs).unwrap();
-        let stats = op.with_reference(&reference, &identity).unwrap().forward().unwrap();
+        let objective = Objective {
+            kl: Some(penalty),
+            ..Objective::new(Loss::Reinforce(Reinforce {}), Aggregate::TokenMean)
+        };
+        let hidden = policy.detach().set_requires_grad(true);
+        let op = TokenOp::new(&hidden, &identity, &targets, &objective.needs()).unwrap();
+        let op = op.with_reference(&reference, &identity).unwrap();
+        let stats = op.forward().unwrap();
         let ours = numbers(stats.kl.as_ref().unwrap());
         let theirs = floats(&case["outputs"]["trl_legacy_full"]);
         assert_eq!(ours.len(), theirs.len());
         for (ours, theirs) in ours.iter().zip(&theirs) {
             close("full", *ours, *theirs);
+        }
+        // As a penalty, on tokens of no advantage: its mean, with the gradient that autograd has through all scores.
+        let rows = CompletionRows::new(&vec![1; theirs.len()], Device::Cpu).unwrap();
+        let batch = Batch {
+            stats: &stats,
+            old: &stats.logp,
+            advantage: &stats.logp.detach().zeros_like(),
+            reference: None,
+            rows: &rows,
+        };
+        let value = objective.evaluate(&batch, &PolicyCounts::of(&rows)).unwrap();
+        let mean = theirs.iter().sum::<f64>() / theirs.len() as f64;
+        close("full penalty", value.total.double_value(&[]), 0.5 * mean);
+        value.total.backward();
+        op.surrogate(&stats).unwrap().backward();
+        let plain = policy.detach().set_requires_grad(true);
+        let logps = plain.log_softmax(-1, None);
+        let divergence = logps.exp() * (&logps - reference.log_softmax(-1, None));
+        (divergence.sum(Kind::Double) * (0.5 / theirs.len() as f64)).backward();
+        assert!(numbers(&plain.grad()).iter().any(|x| x.abs() > 1e-3));
+        for (ours, plain) in numbers(&hidden.grad()).iter().zip(numbers(&plain.grad())) {
+            assert!((ours - plain).abs() < 1e-12, "{ours} is not {plain}");
         }
         // On average over the policy's distribution, k1 and k3 are the same number.
         for estimator in [KlEstimator::K1, KlEstimator::K3] {

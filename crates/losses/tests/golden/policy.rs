@@ -7,7 +7,7 @@ use unsay_losses::policy::{
     Aggregate, Batch, Cispo, Combination, Deviation, Grpo, Gspo, KlPenalty, Loss, Normalisation, Objective,
     PolicyCounts, Ppo, Rloo, Scale, ValueBatch, ValueLoss, batch_normalised, group_normalised, leave_one_out,
 };
-use unsay_losses::{CompletionRows, LossValue, Needs, TokenOp};
+use unsay_losses::{CompletionRows, LossValue, Needs, TokenOp, TokenStats};
 
 use crate::files::{TOLERANCE, cases, close, close_to, committed, counted, floats, rows_of};
 use crate::plain::numbers;
@@ -82,6 +82,12 @@ impl Table {
             close(&format!("{id} gradient {at}"), *ours, theirs);
         }
     }
+}
+
+/// What an op would have said of these log-probabilities.
+fn stats(logp: &Tensor) -> TokenStats {
+    let whole = |kind| Tensor::zeros(logp.size(), (kind, Device::Cpu));
+    TokenStats::new(whole(Kind::Int64), logp.shallow_clone(), whole(Kind::Bool))
 }
 
 fn leaf(table: &Value) -> Tensor {
@@ -175,11 +181,10 @@ fn golden_ppo_update_from_logits_and_a_value_head() {
         }
         let rows = policy.rows();
         let batch = Batch {
-            logp: &stats.logp,
+            stats: &stats,
             old: &policy.read(&inputs["old_logprobs"]),
             advantage: &policy.read(&inputs["advantages"]),
             reference: None,
-            entropy: None,
             rows: &rows,
         };
         let objective = Objective::new(Loss::Ppo(ppo(number(&params["cliprange"]))), Aggregate::TokenMean);
@@ -261,12 +266,15 @@ fn golden_ppo_of_trl_equals_the_reference_but_is_never_multiplied_by_zero() {
                 None,
             ),
         );
+        let stats_of = TokenStats {
+            entropy: Some(entropy),
+            ..stats(&table.pick(&logp))
+        };
         let batch = Batch {
-            logp: &table.pick(&logp),
+            stats: &stats_of,
             old: &table.read(&inputs["logprobs"]),
             advantage: &table.read(&inputs["advantages"]),
             reference: None,
-            entropy: Some(&entropy),
             rows: &rows,
         };
         let objective = Objective::new(Loss::Ppo(ppo(number(&params["cliprange"]))), Aggregate::TokenMean);
@@ -325,7 +333,7 @@ fn golden_ppo_of_trl_equals_the_reference_but_is_never_multiplied_by_zero() {
             // That depends on how a batch is split. Ours is the formula, and the mean ratio is there for the caller.
             assert!(term(&ours, "ratio") > threshold && number(&outputs["pg_loss"]).abs() < 1e-300);
             let clip = number(&params["cliprange"]);
-            let tokens = numbers(batch.logp)
+            let tokens = numbers(&batch.stats.logp)
                 .into_iter()
                 .zip(numbers(batch.old))
                 .zip(numbers(batch.advantage));
@@ -365,6 +373,24 @@ fn golden_ppo_of_trl_equals_the_reference_but_is_never_multiplied_by_zero() {
 
 /// Cases of `policy_value_losses` in which the reference divides by a number of tokens `+ 1e-8`.
 const NEARLY: [&str; 3] = ["openrlhf_sequence", "openrlhf_gspo", "verl_seq-mean-token-mean"];
+
+/// Reason: one reference takes another advantage for each token of a completion, where its loss has one ratio for all of
+/// them, and that is refused here. Its value and gradient are the means over all choices of one token's advantage for the
+/// whole of each completion.
+fn one_at_a_time(rows: &CompletionRows, advantage: &Tensor) -> Vec<Tensor> {
+    let given = numbers(advantage);
+    let lengths: Vec<usize> = rows.lengths().iter().map(|&n| n as usize).collect();
+    let run = |number: usize| -> Tensor {
+        let mut start = 0;
+        let mut chosen = Vec::new();
+        for &n in &lengths {
+            chosen.extend(vec![given[start + number % n]; n]);
+            start += n;
+        }
+        Tensor::from_slice(&chosen)
+    };
+    (0..lengths.iter().product()).map(run).collect()
+}
 
 #[test]
 fn golden_policy_and_value_losses_of_openrlhf_verl_and_trlx() {
@@ -430,16 +456,34 @@ fn golden_policy_and_value_losses_of_openrlhf_verl_and_trlx() {
                 false => Loss::Ppo(own),
             };
             let logp = leaf(&inputs["new_logprobs"]);
-            let batch = Batch {
-                logp: &table.pick(&logp),
-                old: &table.read(&inputs["old_logprobs"]),
-                advantage: &table.read(&inputs["advantages"]),
-                reference: None,
-                entropy: None,
-                rows: &rows,
+            let objective = Objective::new(own, aggregate);
+            let given = table.read(&inputs["advantages"]);
+            let runs = match gspo {
+                true => one_at_a_time(&rows, &given),
+                false => vec![given.shallow_clone()],
             };
-            let ours = run(&Objective::new(own, aggregate), &batch);
-            loss += scale * total(&ours);
+            let part = 1.0 / runs.len() as f64;
+            let evaluate = |advantage: &Tensor| {
+                let batch = Batch {
+                    stats: &stats(&table.pick(&logp)),
+                    old: &table.read(&inputs["old_logprobs"]),
+                    advantage,
+                    reference: None,
+                    rows: &rows,
+                };
+                objective.evaluate(&batch, &counts)
+            };
+            if gspo {
+                let refused = evaluate(&given).unwrap_err().to_string();
+                assert!(
+                    refused.starts_with("advantage: expected one for all tokens"),
+                    "{refused}"
+                );
+            }
+            let runs: Vec<LossValue> = runs.iter().map(|a| evaluate(a).unwrap()).collect();
+            runs.iter().for_each(|run| (&run.total * part).backward());
+            let mean = |of: &dyn Fn(&LossValue) -> f64| part * runs.iter().map(of).sum::<f64>();
+            loss += scale * mean(&total);
             let theirs = floats(&case["grads"]["wrt"]);
             for (ours, theirs) in numbers(&logp.grad()).iter().zip(&theirs) {
                 close_to(&format!("{id} gradient"), scale * ours, *theirs, tolerance);
@@ -453,7 +497,7 @@ fn golden_policy_and_value_losses_of_openrlhf_verl_and_trlx() {
                 let Some(theirs) = outputs[extra].as_f64() else {
                     continue;
                 };
-                close(&format!("{id} {name}"), sign * term(&ours, name), theirs);
+                close(&format!("{id} {name}"), sign * mean(&|run| term(run, name)), theirs);
             }
             policies += 1;
         }
@@ -543,11 +587,10 @@ fn golden_grpo_advantages_and_losses() {
         // One reference takes the frozen reference for the policy that sampled.
         let old = table.read(&inputs[if halos { "ref_logprobs" } else { "old_logprobs" }]);
         let batch = Batch {
-            logp: &table.pick(&logp),
+            stats: &stats(&table.pick(&logp)),
             old: &old,
             advantage: &table.spread(&floats(&inputs["advantages"])),
             reference: Some(&table.read(&inputs["ref_logprobs"])),
-            entropy: None,
             rows: &rows,
         };
         let ours = run(&objective, &batch);
@@ -634,11 +677,10 @@ fn golden_rloo_advantages_and_losses() {
                 let logp = leaf(&inputs["new_logprobs"]);
                 let rows = table.rows();
                 let batch = Batch {
-                    logp: &table.pick(&logp),
+                    stats: &stats(&table.pick(&logp)),
                     old: &old,
                     advantage: &table.spread(&floats(&inputs["advantages"])),
                     reference: None,
-                    entropy: None,
                     rows: &rows,
                 };
                 let loss = Loss::Rloo(Rloo {
