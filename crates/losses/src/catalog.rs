@@ -106,7 +106,7 @@ pub fn families() -> Vec<Family> {
                 ),
                 (
                     "`divergence`",
-                    "`reverse_kl`, `forward_kl`, `js`, `alpha`: what a log-ratio becomes (f-DPO)",
+                    "`reverse_kl`, `forward_kl`, `js`, `alpha`: what a log-ratio becomes (f-DPO); bounds hold for the first and third",
                 ),
                 ("`reference_free`", "log-probabilities in place of log-ratios"),
                 (

@@ -1,10 +1,10 @@
 //! Whose token each row is, and how many there are of each kind.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign, Range};
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::counts::{Counts, counts};
 use crate::value::term;
 use crate::{Error, Result, TokenStats};
 
@@ -89,7 +89,13 @@ impl TokenRows {
 
     /// Checks that the rows belong to `stats` and that `counts` covers them.
     pub(crate) fn check(&self, stats: &TokenStats, counts: &TokenCounts) -> Result<()> {
-        let n = stats.n_rows();
+        self.check_for((stats.n_rows(), stats.logp.device()), counts)
+    }
+
+    /// Checks that the rows belong to stats of `n` rows on `device` and that `counts` covers them.
+    ///
+    /// The numbers come over from the device at once: each transfer would make the host wait.
+    pub(crate) fn check_for(&self, (n, device): (i64, Device), counts: &TokenCounts) -> Result<()> {
         if n == 0 {
             return Err(Error::Empty {
                 what: "the batch of token rows",
@@ -111,44 +117,101 @@ impl TokenRows {
                     got,
                 ));
             }
-            if tensor.device() != stats.logp.device() {
-                return Err(Error::input(
-                    what,
-                    format!("on {:?}", stats.logp.device()),
-                    format!("on {:?}", tensor.device()),
-                ));
-            }
+            on_device(what, tensor, device)?;
         }
-        let ends =
-            |t: &Tensor| -> Result<(i64, i64)> { Ok((t.f_min()?.int64_value(&[]), t.f_max()?.int64_value(&[]))) };
-        let (low, high) = ends(&self.example)?;
-        if low < 0 || high >= self.n_examples {
-            return Err(Error::input(
-                "example",
-                format!("0..{}", self.n_examples),
-                if low < 0 { low } else { high },
-            ));
+        let host = self.on_host()?;
+        let outside = |column: &[i64], fine: Range<i64>| {
+            let ends = [column.iter().min(), column.iter().max()];
+            ends.into_iter().flatten().copied().find(|end| !fine.contains(end))
+        };
+        if let Some(example) = outside(&host.example, 0..self.n_examples) {
+            return Err(Error::input("example", format!("0..{}", self.n_examples), example));
         }
-        let (low, high) = ends(&self.label)?;
-        if low < -1 || high > 1 {
+        if let Some(label) = outside(&host.label, -1..2) {
             return Err(Error::input(
                 "label",
                 "1 (positive), 0 (negative) or -1 (unlabelled)",
-                if low < -1 { low } else { high },
+                label,
             ));
         }
-        let own = TokenCounts::of(self)?;
-        let (has, whole) = (own.all(), counts.all());
-        // Not `any(>)`: a NaN must not pass. Sums of weights may differ by rounding; counts are far enough apart.
-        if !has.iter().zip(whole).all(|(has, whole)| *has <= whole * (1.0 + 1e-9)) {
-            return Err(Error::input(
-                "counts",
-                format!("rows of the whole batch, at least this part's {has:?}"),
-                format!("{whole:?}"),
-            ));
-        }
-        Ok(())
+        let own = host.counts();
+        counts.check_covers(&own)
     }
+
+    /// All that is counted, in one transfer; the weights in a second.
+    fn on_host(&self) -> Result<OnHost> {
+        let columns = [
+            self.example.shallow_clone(),
+            self.label.shallow_clone(),
+            self.is_eos.f_to_kind(Kind::Int64)?,
+        ];
+        let mut example = Vec::<i64>::try_from(Tensor::f_cat(&columns, 0)?.f_to_device(Device::Cpu)?)?;
+        let n = example.len() / 3;
+        let is_eos = example.split_off(2 * n);
+        let label = example.split_off(n);
+        let weight = match &self.weight {
+            Some(weight) => Vec::<f64>::try_from(weight.f_to_device(Device::Cpu)?)?,
+            None => Vec::new(),
+        };
+        Ok(OnHost {
+            example,
+            label,
+            is_eos,
+            weight,
+        })
+    }
+}
+
+/// The rows as plain numbers.
+struct OnHost {
+    example: Vec<i64>,
+    label: Vec<i64>,
+    is_eos: Vec<i64>,
+    weight: Vec<f64>,
+}
+
+impl OnHost {
+    fn counts(&self) -> TokenCounts {
+        // Other labels count as unlabelled, those beyond an `i8` too.
+        let labels = || self.label.iter().map(|&label| i8::try_from(label).unwrap_or(-1));
+        let counts = TokenCounts::count(labels().zip(self.is_eos.iter().map(|&end| end == 1)));
+        counts.with_weights(labels().zip(self.weight.iter().copied()))
+    }
+}
+
+/// Checks the draws of a loss that takes `per_row` of them for each of `n` rows; without any, what is given is not read.
+pub(crate) fn check_draws(draws: Option<&Tensor>, per_row: usize, (n, device): (i64, Device)) -> Result<()> {
+    if per_row == 0 {
+        return Ok(());
+    }
+    let expected = format!("[{n}, {per_row}], uniform in [0, 1), as many per row as the loss draws");
+    let Some(draws) = draws else {
+        return Err(Error::input("draws", expected, "none"));
+    };
+    if draws.size() != [n, per_row as i64] || !draws.is_floating_point() {
+        let got = format!("{:?} of {:?}", draws.size(), draws.f_kind()?);
+        return Err(Error::input("draws", expected, got));
+    }
+    on_device("draws", draws, device)?;
+    let ends = Tensor::f_stack(&[draws.f_min()?, draws.f_max()?], 0)?.f_to_kind(Kind::Double)?;
+    let ends = Vec::<f64>::try_from(ends.f_to_device(Device::Cpu)?)?;
+    match ends[..] {
+        // Not the other way round: a NaN must not pass.
+        [low, high] if low >= 0.0 && high < 1.0 => Ok(()),
+        _ => Err(Error::input(
+            "draws",
+            expected,
+            format!("values from {} to {}", ends[0], ends[1]),
+        )),
+    }
+}
+
+fn on_device(what: &'static str, tensor: &Tensor, device: Device) -> Result<()> {
+    if tensor.device() == device {
+        return Ok(());
+    }
+    let on = |device: Device| format!("on {device:?}");
+    Err(Error::input(what, on(device), on(tensor.device())))
 }
 
 /// Rows of each kind in the **whole** batch, over all its micro-batches: what losses divide by.
@@ -196,71 +259,26 @@ impl TokenCounts {
     ///
     /// **Errors**: only libtorch's.
     pub fn of(rows: &TokenRows) -> Result<Self> {
-        // One transfer for both: label and end in one code.
-        let code = rows
-            .label
-            .f_add_scalar(1)?
-            .f_mul_scalar(2)?
-            .f_add(&rows.is_eos.f_to_kind(Kind::Int64)?)?;
-        let codes = Vec::<i64>::try_from(code.f_to_device(Device::Cpu)?)?;
-        let label = |code: &i64| (code / 2 - 1) as i8;
-        let counts = TokenCounts::count(codes.iter().map(|code| (label(code), code % 2 == 1)));
-        let Some(weight) = &rows.weight else {
-            return Ok(counts);
-        };
-        let weights = Vec::<f64>::try_from(weight.f_to_device(Device::Cpu)?)?;
-        Ok(counts.with_weights(codes.iter().map(label).zip(weights)))
+        Ok(rows.on_host()?.counts())
     }
 
     /// All rows.
     pub fn total(&self) -> f64 {
         self.positive + self.negative + self.unlabelled
     }
-
-    fn all(&self) -> [f64; 9] {
-        [
-            self.positive,
-            self.positive_eos,
-            self.negative,
-            self.negative_eos,
-            self.unlabelled,
-            self.unlabelled_eos,
-            self.positive_weight,
-            self.negative_weight,
-            self.unlabelled_weight,
-        ]
-    }
 }
 
-impl Add for TokenCounts {
-    type Output = TokenCounts;
-
-    fn add(self, other: Self) -> Self {
-        TokenCounts {
-            positive: self.positive + other.positive,
-            positive_eos: self.positive_eos + other.positive_eos,
-            negative: self.negative + other.negative,
-            negative_eos: self.negative_eos + other.negative_eos,
-            unlabelled: self.unlabelled + other.unlabelled,
-            unlabelled_eos: self.unlabelled_eos + other.unlabelled_eos,
-            positive_weight: self.positive_weight + other.positive_weight,
-            negative_weight: self.negative_weight + other.negative_weight,
-            unlabelled_weight: self.unlabelled_weight + other.unlabelled_weight,
-        }
-    }
-}
-
-impl AddAssign for TokenCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for TokenCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(TokenCounts::default(), Add::add)
-    }
-}
+counts!(TokenCounts {
+    positive,
+    positive_eos,
+    negative,
+    negative_eos,
+    unlabelled,
+    unlabelled_eos,
+    positive_weight,
+    negative_weight,
+    unlabelled_weight,
+});
 
 /// What every run wants to see, whatever its loss: token accuracy and mean log-probability on each side.
 ///
@@ -335,8 +353,46 @@ mod tests {
         let mut both = first;
         both += second;
         assert_eq!(both, [first, second].into_iter().sum());
-        let expected = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0, 0.5, 0.25, 5.0];
-        assert_eq!(both.all().map(f64::to_bits), expected.map(f64::to_bits));
+        let expected = TokenCounts {
+            positive: 3.0,
+            positive_eos: 2.0,
+            negative: 3.0,
+            negative_eos: 2.0,
+            unlabelled: 3.0,
+            unlabelled_eos: 2.0,
+            positive_weight: 0.5,
+            negative_weight: 0.25,
+            unlabelled_weight: 5.0,
+        };
+        assert_eq!(both, expected);
+    }
+
+    #[test]
+    fn labels_that_are_none_are_counted_as_unlabelled_whatever_their_size() {
+        let rows = TokenRows::new(&[0, 0, 1], &[false, true, true], &[1, 0], Device::Cpu).unwrap();
+        let label = Tensor::from_slice(&[257i64, 0, -1 - (1 << 40)]);
+        let counts = TokenCounts::of(&TokenRows { label, ..rows }).unwrap();
+        assert_eq!(counts, TokenCounts::count([(-1, false), (0, true), (-1, true)]));
+    }
+
+    #[test]
+    fn counts_are_finite_and_cover_the_rows() {
+        let stats = TokenStats::new(
+            Tensor::from_slice(&[0i64, 1]),
+            Tensor::from_slice(&[-1.0f64, -2.0]),
+            Tensor::from_slice(&[true, false]),
+        );
+        let rows = TokenRows::new(&[0, 1], &[false; 2], &[1, 0], Device::Cpu).unwrap();
+        let own = TokenCounts::of(&rows).unwrap();
+        assert!(rows.check(&stats, &own).is_ok() && rows.check(&stats, &(own + own)).is_ok());
+        for negative in [0.0, f64::NAN, f64::INFINITY] {
+            let error = rows.check(&stats, &TokenCounts { negative, ..own }).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.starts_with("counts: expected sizes of the whole batch, at least this part's"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

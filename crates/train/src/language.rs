@@ -4,12 +4,12 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 use unsay_data::{Batch, Encoded};
-use unsay_losses::token::{Loss, Marks};
+use unsay_losses::token::Loss;
 use unsay_losses::{TokenCounts, TokenOp, TokenRows, token_metrics};
 use unsay_model::{Decoder, Params};
 
 use crate::error::{Error, Result};
-use crate::examples::Examples;
+use crate::examples::{Examples, Place};
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
 
 /// A decoder, a token loss, and the examples to train on.
@@ -23,9 +23,8 @@ pub struct LanguageObjective {
 
 /// One micro-batch on the host.
 struct Piece {
+    places: Vec<Place>,
     batch: Batch,
-    /// What the loss reads from the text of each example.
-    marks: Vec<Marks>,
     counts: TokenCounts,
     /// The first of each row's draws in the table of the logical batch.
     draws: Vec<usize>,
@@ -64,19 +63,18 @@ impl LanguageObjective {
         let mut pieces = Vec::new();
         let mut rows_of = vec![0; batch.places.len()];
         for group in groups {
-            let encoded = group.iter().map(|&position| self.examples.get(batch.places[position]));
-            let encoded = encoded.collect::<Result<Vec<_>>>()?;
+            let places: Vec<Place> = group.iter().map(|&position| batch.places[position]).collect();
+            let encoded = self.encoded(&places)?;
             let batch = Batch::new(&encoded)?;
-            let marks = marks_of(&self.loss, &encoded);
-            let counts = counts_of(&batch, &marks);
+            let counts = weighted_counts(&self.loss, &batch, &encoded);
             batch
                 .rows
                 .example
                 .iter()
                 .for_each(|&example| rows_of[group[example as usize]] += 1);
             pieces.push(Piece {
+                places,
                 batch,
-                marks,
                 counts,
                 draws: Vec::new(),
             });
@@ -99,6 +97,10 @@ impl LanguageObjective {
         Ok(pieces)
     }
 
+    fn encoded(&self, places: &[Place]) -> Result<Vec<&Encoded>> {
+        places.iter().map(|&place| self.examples.get(place)).collect()
+    }
+
     /// Adds one micro-batch to the sums and, when training, its gradients to those of the parameters.
     fn micro(&self, piece: &Piece, counts: &TokenCounts, draws: &[f32], train: bool, sums: &mut Sums) -> Result<()> {
         let batch = &piece.batch;
@@ -114,7 +116,12 @@ impl LanguageObjective {
         let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
             .with_gradient_in_place();
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
-        let rows = rows.with_marks(&piece.marks)?;
+        // Made here and not for the whole batch: candidates may take the square of the length.
+        let encoded = self.encoded(&piece.places)?;
+        let marks = encoded
+            .iter()
+            .filter_map(|encoded| of_text(encoded, |prompt, text| self.loss.marks(prompt, text)));
+        let rows = rows.with_marks(&marks.collect::<Vec<_>>())?;
         let op = match &rows.candidates {
             Some(ids) => op.with_candidates(ids)?,
             None => op,
@@ -157,7 +164,7 @@ impl LanguageObjective {
 fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &'a Encoded>) -> Result<()> {
     let mut counts = TokenCounts::default();
     for encoded in examples {
-        counts += counts_of(&Batch::new(&[encoded])?, &marks_of(loss, &[encoded]));
+        counts += counts_of(&Batch::new(&[encoded])?);
     }
     if loss.rows_trained(&counts) > 0.0 {
         return Ok(());
@@ -177,26 +184,27 @@ fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &
     )))
 }
 
-/// What the loss reads from the text of the examples; nothing for most losses.
-fn marks_of(loss: &Loss, encoded: &[&Encoded]) -> Vec<Marks> {
-    let one = |encoded: &&Encoded| {
-        let ids: Vec<i64> = encoded.ids.iter().map(|&id| i64::from(id)).collect();
-        // That there is a completion is for the batch to check.
-        let (prompt, completion) = ids.split_at_checked(encoded.completion_start)?;
-        loss.marks(prompt, completion)
-    };
-    encoded.iter().filter_map(one).collect()
+/// What is read from the prompt and the completion of an example. That there is a completion is for the batch to check.
+fn of_text<T>(encoded: &Encoded, read: impl FnOnce(&[i64], &[i64]) -> Option<T>) -> Option<T> {
+    let ids: Vec<i64> = encoded.ids.iter().map(|&id| i64::from(id)).collect();
+    let (prompt, completion) = ids.split_at_checked(encoded.completion_start)?;
+    read(prompt, completion)
 }
 
-/// The rows of a micro-batch by label, with the weights of their marks.
-fn counts_of(batch: &Batch, marks: &[Marks]) -> TokenCounts {
+/// The rows of a micro-batch by label.
+fn counts_of(batch: &Batch) -> TokenCounts {
     let kinds = batch.rows.example.iter().zip(&batch.rows.is_eos);
-    let counts = TokenCounts::count(kinds.map(|(&example, &is_eos)| (batch.labels[example as usize], is_eos)));
-    let weights = marks.iter().zip(&batch.labels).flat_map(|(marks, &label)| {
-        let weights = marks.weights.iter().flatten();
-        weights.map(move |&weight| (label, weight))
+    TokenCounts::count(kinds.map(|(&example, &is_eos)| (batch.labels[example as usize], is_eos)))
+}
+
+/// The rows of a micro-batch by label, with the weights that the loss reads from the text.
+fn weighted_counts(loss: &Loss, batch: &Batch, encoded: &[&Encoded]) -> TokenCounts {
+    let labelled = encoded.iter().zip(&batch.labels);
+    let weights = labelled.flat_map(|(encoded, &label)| {
+        let weights = of_text(encoded, |prompt, text| loss.weights(prompt, text));
+        weights.into_iter().flatten().map(move |weight| (label, weight))
     });
-    counts.with_weights(weights)
+    counts_of(batch).with_weights(weights)
 }
 
 /// The names of the logs, where every side is `pos` or `neg`.
@@ -248,5 +256,44 @@ impl Objective for LanguageObjective {
     fn restore(&mut self, folder: &Path) -> Result<()> {
         self.decoder = Decoder::load(folder, self.device)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unsay_data::Label;
+
+    use super::*;
+
+    /// The counts of a batch need no candidates, and are those of the rows that a micro-batch makes of all marks.
+    #[test]
+    fn counts_of_a_batch_have_the_weights_of_its_rows() {
+        let encoded = |ids: &[u32], completion_start, label| Encoded {
+            ids: ids.to_vec(),
+            completion_start,
+            label,
+            example: 0,
+        };
+        let examples = [
+            encoded(&[5, 6, 7, 7, 8, 9], 1, Label::Positive),
+            encoded(&[5, 6, 6, 6], 2, Label::Negative),
+            encoded(&[5, 7, 8, 7, 8], 2, Label::Unlabelled),
+        ];
+        let examples: Vec<&Encoded> = examples.iter().collect();
+        let batch = Batch::new(&examples).unwrap();
+        let mut weighted = 0;
+        for loss in Loss::samples() {
+            let marks = examples
+                .iter()
+                .filter_map(|encoded| of_text(encoded, |prompt, text| loss.marks(prompt, text)));
+            let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, Device::Cpu);
+            let rows = rows
+                .and_then(|rows| rows.with_marks(&marks.collect::<Vec<_>>()))
+                .unwrap();
+            let counts = weighted_counts(&loss, &batch, &examples);
+            assert_eq!(counts, TokenCounts::of(&rows).unwrap(), "{loss:?}");
+            weighted += usize::from(counts != counts_of(&batch));
+        }
+        assert!(weighted >= 4, "{weighted} samples have weights");
     }
 }

@@ -130,6 +130,7 @@ impl DirectorLoss for Director {
         Needs {
             target_logit: true,
             off_target: self.norm > 0.0,
+            without_logp: true,
             ..Needs::default()
         }
     }

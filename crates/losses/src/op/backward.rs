@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::hand_on::{HandOn, dot};
 use super::pulls::Pulls;
 use super::rows::Pick;
-use super::{CHUNK_LOGITS, TokenOp, TokenStats};
+use super::{TokenOp, TokenStats};
 use crate::{Error, Result};
 
 /// Gradients under construction, in the kind that sums are taken in. `None` for those that nobody wants.
@@ -145,7 +145,7 @@ impl TokenOp {
         if let (Some(bias), Some(shift)) = (&mut into.bias, pulls.shift(self.wide(), &sparse)?) {
             let _ = bias.f_add_(&shift)?;
         }
-        let step = (CHUNK_LOGITS / self.hidden.size()[1]).max(1);
+        let step = self.portion();
         let embedding = self.embedding.detach();
         for (weights, ids) in &sparse {
             let used = weights.f_nonzero()?;

@@ -11,7 +11,7 @@ use super::pulls::Pulls;
 use super::reduce::Softmax;
 use super::rows::Pick;
 use super::{TokenOp, TokenStats};
-use crate::token::TokenLoss;
+use crate::token::{self, TokenLoss};
 use crate::{Error, LossValue, Result, TokenCounts, TokenRows};
 
 /// What [`TokenOp::fused`] gives.
@@ -19,7 +19,8 @@ use crate::{Error, LossValue, Result, TokenCounts, TokenRows};
 pub struct Fused {
     /// The value over all rows, without a graph.
     pub value: LossValue,
-    /// The stats of all rows, without a graph.
+    /// Targets, log-probability and correctness of all rows, without a graph; all that was asked for with
+    /// [`TokenOp::with_all_stats`].
     pub stats: TokenStats,
     /// Taken by the call that hands them on.
     gradients: RefCell<HandOn>,
@@ -110,7 +111,10 @@ impl TokenOp {
                     self.chunk_gradients(into, start, &stats, &logits, softmax)
                 })?;
             }
-            chunks.push(stats);
+            chunks.push(match self.all_stats {
+                true => stats,
+                false => stats.brief(),
+            });
             sum = Some(add(sum, value)?);
         }
         Ok(Fused {
@@ -154,7 +158,8 @@ impl TokenOp {
     ///
     /// **Shapes**: `rows` and `draws` of as many rows as the op has; see [`TokenLoss::evaluate`].
     ///
-    /// **Errors**: those of [`TokenOp::fused`] and of [`TokenLoss::evaluate`].
+    /// **Errors**: those of [`TokenOp::fused`] and of [`TokenLoss::evaluate`]; those of `rows`, `counts` and `draws` before
+    /// any row is computed.
     pub fn fused_loss(
         &self,
         loss: &dyn TokenLoss,
@@ -163,20 +168,17 @@ impl TokenOp {
         draws: Option<&Tensor>,
     ) -> Result<Fused> {
         let n = self.rows.len();
-        for (what, tensor) in [("rows", Some(&rows.example)), ("draws", draws)] {
-            let found = tensor.map(Tensor::size).unwrap_or_else(|| vec![n]);
-            if found.first() != Some(&n) {
-                return Err(Error::input(
-                    what,
-                    format!("{n} rows, as the op has"),
-                    format!("{found:?}"),
-                ));
-            }
+        let found = rows.example.size();
+        if found.first() != Some(&n) {
+            let expected = format!("{n} rows, as the op has");
+            return Err(Error::input("rows", expected, format!("{found:?}")));
         }
+        token::check(loss, rows, counts, draws, (n, self.hidden.device()))?;
+        let draws = draws.filter(|_| loss.draws_per_row() > 0);
         self.fused(|stats, range| {
             let n = range.end - range.start;
             let draws = draws.map(|draws| draws.f_narrow(0, range.start, n)).transpose()?;
-            loss.evaluate(stats, &rows.narrow(range)?, counts, draws.as_ref())
+            loss.value(stats, &rows.narrow(range)?, counts, draws.as_ref())
         })
     }
 }

@@ -57,6 +57,7 @@ pub struct TokenOp {
     reference_embedding: Option<Tensor>,
     chunk_rows: i64,
     in_place: bool,
+    all_stats: bool,
     /// The logits of the first chunks of the first pass: the second reads them instead of computing them again.
     kept: RefCell<Vec<Tensor>>,
 }
@@ -66,7 +67,7 @@ impl TokenOp {
     ///
     /// **Shapes**: `hidden` `[N, D]`, one state per predicted token; `embedding` `[V, D]`; `targets` `[N]`.
     ///
-    /// **Parameters**: `hidden` and `embedding` of one kind, `f64`, `f32`, `bf16` or `f16`; `targets` `i64` in
+    /// **Parameters**: `hidden` and `embedding` of one kind, `f64`, `f32` or `bf16`; `targets` `i64` in
     /// `0..V`; `needs.top_k` at most `V`; at least two tokens in the vocabulary for `needs.log1m_p`,
     /// `needs.candidate_log1m_p` and `needs.off_target`.
     ///
@@ -90,6 +91,7 @@ impl TokenOp {
             temperature: None,
             reference_embedding: None,
             in_place: false,
+            all_stats: false,
             kept: RefCell::new(Vec::new()),
         })
     }
@@ -114,6 +116,14 @@ impl TokenOp {
         self
     }
 
+    /// Keeps the stats of all rows in [`Fused::stats`], not only log-probability and correctness: memory for every column
+    /// that was asked for, of every row.
+    #[must_use]
+    pub fn with_all_stats(mut self) -> Self {
+        self.all_stats = true;
+        self
+    }
+
     /// The first pass: what the losses need, per token, without a graph.
     ///
     /// With `u` the logits, `y` the target and `p` the softmax: `logp = u_y − logsumexp(u)`, and on demand
@@ -127,7 +137,10 @@ impl TokenOp {
     /// not given; otherwise only libtorch's, for instance out of memory.
     pub fn forward(&self) -> Result<TokenStats> {
         self.check_given()?;
-        let stats = tch::no_grad(|| self.first_pass())?;
+        let stats = tch::no_grad(|| match self.needs.target_alone() {
+            true => self.target_logits(),
+            false => self.first_pass(),
+        })?;
         stats.collect_gradients()?;
         Ok(stats)
     }
@@ -146,6 +159,30 @@ impl TokenOp {
         }
         *self.kept.borrow_mut() = kept;
         TokenStats::join(&chunks)
+    }
+
+    /// The stats where the target's logit is all that is wanted: a product per row instead of one with every token.
+    fn target_logits(&self) -> Result<TokenStats> {
+        let wide = |t: &Tensor| t.f_to_kind(self.wide());
+        let (n, step) = (self.rows.len(), self.portion());
+        let mut found = Vec::new();
+        for start in (0..n).step_by(step as usize) {
+            let rows = self.rows.pick(&Pick::Range(start, step.min(n - start)))?;
+            let embedding = wide(&self.embedding.f_index_select(0, &rows.targets)?)?;
+            let products = wide(&rows.hidden)?.f_mul(&embedding)?;
+            found.push(self.mapped(products.f_sum_dim_intlist([1i64].as_slice(), false, None)?)?);
+        }
+        let found = Tensor::f_cat(&found, 0)?;
+        let (unknown, wrong) = (found.f_full_like(f64::NAN)?, found.f_isnan()?.f_zeros_like()?);
+        Ok(TokenStats {
+            target_logit: Some(found),
+            ..TokenStats::new(self.rows.targets.shallow_clone(), unknown, wrong)
+        })
+    }
+
+    /// How many states at once are as many numbers as the logits of a chunk.
+    fn portion(&self) -> i64 {
+        (CHUNK_LOGITS / self.hidden.size()[1]).max(1)
     }
 
     /// `n` rows, chunk by chunk: where each starts and how many rows it has.
@@ -198,6 +235,29 @@ mod tests {
                 assert!(op.kept.borrow().is_empty());
             }
         }
+        // Where the target's logit is all that is wanted there are none to keep, and in the one pass no stats to join.
+        let needs = Needs {
+            target_logit: true,
+            without_logp: true,
+            ..Needs::default()
+        };
+        for (needs, kept) in [
+            (needs, 0),
+            (
+                Needs {
+                    without_logp: false,
+                    ..needs
+                },
+                1,
+            ),
+            (Needs { entropy: true, ..needs }, 1),
+        ] {
+            let targets = Tensor::zeros([20], (Kind::Int64, Device::Cpu));
+            let op = TokenOp::new(&zeros(20).set_requires_grad(true), &zeros(9), &targets, &needs).unwrap();
+            op.forward().unwrap();
+            assert_eq!(op.kept.borrow().len(), kept, "{needs:?}");
+        }
+        assert_eq!((op(4, true).portion(), CHUNK_LOGITS), (8 << 20, 8 << 20));
         // Kept logits are those of the old temperature.
         let op = op(1 << 20, true);
         op.forward().unwrap();

@@ -44,7 +44,11 @@ impl Softmax {
 impl TokenOp {
     /// Logits `[n, V]` of some rows, in the kind that sums are taken in.
     pub(super) fn logits(&self, rows: &Rows) -> Result<Tensor> {
-        let mut logits = rows.hidden.f_matmul(&self.embedding.f_tr()?)?.f_to_kind(self.wide())?;
+        self.mapped(rows.hidden.f_matmul(&self.embedding.f_tr()?)?.f_to_kind(self.wide())?)
+    }
+
+    /// From products of states and embedding to logits.
+    pub(super) fn mapped(&self, mut logits: Tensor) -> Result<Tensor> {
         if let Some(affine) = &self.affine {
             let wide = |t: &Tensor| t.f_to_kind(self.wide());
             logits = logits.f_mul_(&wide(&affine.scale)?)?.f_add_(&wide(&affine.bias)?)?;

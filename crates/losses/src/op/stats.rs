@@ -31,6 +31,22 @@ pub struct Needs {
     pub candidate_log1m_p: bool,
     /// Whether the mean of `(σ(logit) - 1/2)²` over the tokens other than the target is wanted.
     pub off_target: bool,
+    /// Whether log-probability and correctness are not read. Where the target's raw logit is then all that is wanted,
+    /// [`TokenOp::forward`](crate::TokenOp::forward) makes no logits of other tokens, and leaves `logp` NaN and `correct`
+    /// false.
+    pub without_logp: bool,
+}
+
+impl Needs {
+    /// Whether the logits of tokens other than the target can be left out.
+    pub(super) fn target_alone(&self) -> bool {
+        *self
+            == Needs {
+                target_logit: true,
+                without_logp: true,
+                ..Needs::default()
+            }
+    }
 }
 
 /// The direction of a divergence between the policy's distribution and the reference's.
@@ -107,6 +123,15 @@ impl TokenStats {
     /// How many rows there are.
     pub fn n_rows(&self) -> i64 {
         self.logp.size().first().copied().unwrap_or(0)
+    }
+
+    /// Of these, the ones that are always there, without a graph or a gradient.
+    pub(super) fn brief(&self) -> TokenStats {
+        TokenStats::new(
+            self.targets.shallow_clone(),
+            self.logp.detach(),
+            self.correct.shallow_clone(),
+        )
     }
 
     /// The stats of chunks, one after the other, without a graph.

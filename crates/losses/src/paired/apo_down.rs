@@ -20,11 +20,12 @@ use crate::{Card, Described, Error, Result};
 /// **Errors**: [`Error::Range`] for `beta`; otherwise those of [`Objective::evaluate`](super::Objective::evaluate).
 ///
 /// **On negatives**: pushed down by `β σ(βh) σ(−βh)` per unit of log-probability, at most `β/4`; fades as the margin
-/// grows to either side. The chosen one is pushed down too, by `β [σ(βc) σ(−βc) − σ(βh) σ(−βh)]`.
+/// grows to either side. The chosen one gets `β [σ(βc) σ(−βc) − σ(βh) σ(−βh)]`: nothing at the reference, down while the
+/// margin is larger than its own log-ratio in size (`|h| > |c|`), up where it is smaller.
 ///
 /// **Reference**: K. D'Oosterlinck, W. Xu, C. Develder, T. Demeester, A. Singh, C. Potts, D. Kiela, S. Mehri,
 /// "Anchored preference optimization and contrastive revisions: Addressing underspecification in alignment", 2024,
-/// eq. 8.
+/// APO-down.
 ///
 /// **Differs from the paper**: no.
 ///
@@ -56,8 +57,8 @@ impl Described for ApoDown {
             name: "apo_down",
             summary: "both below the reference, the rejected one further",
             formula: "σ(βc) + 1 − σ(β(c − r))",
-            on_negatives: "down relative to the chosen one, which goes down too; bounded by β/4, fades on both sides",
-            source: "D'Oosterlinck et al. 2024, eq. 8",
+            on_negatives: "down relative to the chosen one, which goes down too once |c − r| > |c|; bounded by β/4, fades on both sides",
+            source: "D'Oosterlinck et al. 2024, APO-down",
         }
     }
 

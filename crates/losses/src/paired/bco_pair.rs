@@ -26,7 +26,9 @@ use crate::{Card, Described, Error, Result};
 /// **Reference**: S. Jung, G. Han, D. W. Nam, K.-W. On, "Binary classifier optimization for large language model
 /// alignment", 2024, with `δ` the reward shift.
 ///
-/// **Differs from the paper**: no. TRL 0.24 keeps `δ` in `f32`; TRL 1.10 has none (`running_mean: false`).
+/// **Differs from the paper**: `δ` is the mean of all rewards so far, as in [`Bco`](crate::unpaired::Bco). TRL 0.24 keeps it
+/// in `f32` and takes in one number per step, the mean of its batch, so that steps weigh alike; to do the same give
+/// [`RunningMean`](crate::RunningMean) that mean. TRL 1.10 has none (`running_mean: false`).
 ///
 /// ```
 /// use tch::Tensor;

@@ -23,7 +23,7 @@ use crate::{Card, Described, Error, Result};
 ///
 /// **Reference**: R. Rafailov, A. Sharma, E. Mitchell, S. Ermon, C. D. Manning, C. Finn, "Direct preference optimization:
 /// Your language model is secretly a reward model", 2023, eq. 7; label smoothing: E. Mitchell, "A note on DPO with noisy
-/// preferences and relationship to IPO", 2023, eq. 3.
+/// preferences and relationship to IPO", 2023.
 ///
 /// **Differs from the paper**: no. TRL 1.10 ignores label smoothing for this loss; here it counts.
 ///
@@ -66,7 +66,7 @@ impl Described for Dpo {
             summary: "logistic loss of the margin between the log-ratios of a pair",
             formula: "−(1 − ε) log σ(β(c − r)) − ε log σ(−β(c − r))",
             on_negatives: "down relative to the chosen one; bounded by β",
-            source: "Rafailov et al. 2023, eq. 7; Mitchell 2023, eq. 3",
+            source: "Rafailov et al. 2023, eq. 7; Mitchell 2023",
         }
     }
 

@@ -33,7 +33,7 @@ pub use objective::{Batch, Logps, Objective, Weighting};
 pub use pairs::{Divergence, PairCounts, Pairs};
 
 use crate::registry::registry;
-use crate::{Baseline, Described, Needs, Result, TokenStats};
+use crate::{Baseline, CompletionRows, Described, Needs, Result, TokenStats};
 
 registry! {
     /// Every loss over pairs, in its manifest form: a map of one key, `{ dpo: { beta: 0.1 } }`.
@@ -118,7 +118,12 @@ pub trait PairedLoss: Described {
 
     /// `[N]` a term of its own for every row, which is summed over each completion to
     /// [`Completions::term`](crate::Completions::term).
-    fn token_term(&self, _stats: &TokenStats, _draws: Option<&Tensor>) -> Result<Option<Tensor>> {
+    fn token_term(
+        &self,
+        _stats: &TokenStats,
+        _rows: &CompletionRows,
+        _draws: Option<&Tensor>,
+    ) -> Result<Option<Tensor>> {
         Ok(None)
     }
 

@@ -24,7 +24,7 @@ pub enum Logps {
     /// Their sum, with the tokens beyond the length of the pair's shorter completion weighted by `alpha`, and so is a
     /// loss's own term for every row ([`PairedLoss::token_term`](super::PairedLoss::token_term)):
     /// W. Liu, Y. Bai, C. Han, R. Weng, J. Xu, X. Cao, J. Wang, X. Cai, "Length desensitization in direct preference
-    /// optimization", 2024, eq. 10. TRL 0.24 weights the policy alone.
+    /// optimization", 2024. TRL 0.24 weights the policy alone.
     Ld {
         /// In `[0, 1]`; 1 is the sum.
         alpha: f64,
@@ -51,7 +51,7 @@ pub enum Weighting {
     None,
     /// How likely the policy is to say both completions, detached: `exp(Σ_sides mean_t [log p(y_t) − log Σ_v p(v)²])`.
     /// W. Zhou, R. Agrawal, S. Zhang, S. R. Indurthi, S. Zhao, K. Song, S. Xu, C. Zhu, "WPO: Enhancing RLHF with
-    /// weighted preference optimization", 2024, eq. 3 and §3.3.
+    /// weighted preference optimization", 2024.
     Wpo {
         /// Whether a pair's weight is held at 1, as TRL 0.24 does and TRL 1.10 does not.
         clamp: bool,
@@ -192,7 +192,7 @@ impl Objective {
             Logps::Sum | Logps::Mean => None,
         };
         let mut both = Completions::of(batch.stats, batch.rows, reference, weights.as_ref())?;
-        if let Some(term) = self.loss.token_term(batch.stats, batch.draws)? {
+        if let Some(term) = self.loss.token_term(batch.stats, batch.rows, batch.draws)? {
             both.term = Some(batch.rows.weighted_sums(&term, weights.as_ref())?);
         }
         if self.weighting != Weighting::None {

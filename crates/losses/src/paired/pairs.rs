@@ -96,6 +96,11 @@ impl Pairs {
 /// `f′(π/π_ref)` up to a constant: `u`, `1 − e^{−u}`, `log σ(u)`, `(e^{(α−1)u} − 1)/(α − 1)`. So only losses of the
 /// difference of two scores take one. With [`Logps::Mean`](super::Logps::Mean), `u` is the mean log-ratio per token.
 ///
+/// **On negatives**: the push on a side is that of the loss times the slope of the score at that side's log-ratio: `1`,
+/// `e^{−u}`, `σ(−u)`, `e^{(α−1)u}`. Bounds that a loss states hold for the reverse KL and Jensen-Shannon. With the other
+/// two a completion far from the reference on the wrong side is pushed by much more than `β`, and past `e^{40}`, where
+/// exponents are held, not at all.
+///
 /// **Reference**: C. Wang, Y. Jiang, C. Yang, H. Liu, Y. Chen, "Beyond reverse KL: Generalizing direct preference
 /// optimization with diverse divergence constraints", 2023, table 1. Its `α`, and that of TRL 0.24, is `1 − α` here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,9 @@ use tch::Tensor;
 
 use super::{PairedLoss, Pairs};
 use crate::error::not_negative;
+use crate::rows::check_draws;
 use crate::token::{candidates, contrast, contrast_needs};
-use crate::{Card, Described, Error, Needs, Result, TokenStats};
+use crate::{Card, CompletionRows, Described, Error, Needs, Result, TokenStats};
 
 /// Pairwise CRINGE: likelihood of the chosen completion and contrast of the rejected one, times a gate.
 ///
@@ -173,8 +174,23 @@ impl PairedLoss for PairwiseCringe {
         1
     }
 
-    fn token_term(&self, stats: &TokenStats, draws: Option<&Tensor>) -> Result<Option<Tensor>> {
-        Ok(Some(contrast(stats, self.k, self.detach_positives, None, draws)?))
+    fn token_term(&self, stats: &TokenStats, rows: &CompletionRows, draws: Option<&Tensor>) -> Result<Option<Tensor>> {
+        check_draws(draws, self.draws_per_row(), (stats.n_rows(), stats.logp.device()))?;
+        let lengths = rows.lengths();
+        let n_chosen: i64 = lengths[..lengths.len() / 2].iter().sum();
+        let n = stats.n_rows();
+        let part = |t: &Tensor| t.f_narrow(0, n_chosen, n - n_chosen);
+        let some = |t: &Option<Tensor>| t.as_ref().map(part).transpose();
+        let rejected = TokenStats {
+            target_logit: some(&stats.target_logit)?,
+            top_logits: some(&stats.top_logits)?,
+            top_ids: some(&stats.top_ids)?,
+            ..TokenStats::new(part(&stats.targets)?, part(&stats.logp)?, part(&stats.correct)?)
+        };
+        let draws = draws.map(part).transpose()?;
+        let found = contrast(&rejected, self.k, self.detach_positives, None, draws.as_ref())?;
+        // Chosen completions have none.
+        Ok(Some(found.f_constant_pad_nd([n_chosen, 0])?))
     }
 
     fn values(&self, pairs: &Pairs) -> Result<Tensor> {
@@ -229,7 +245,7 @@ mod tests {
     use super::*;
     use crate::paired::pairs::tests::numbers;
     use crate::paired::{Batch, Logps, Loss, Objective};
-    use crate::{CompletionRows, Completions, TokenOp};
+    use crate::{Completions, TokenOp};
 
     /// Pairs with these log-probabilities, and contrasts of the rejected ones.
     fn pairs(chosen: &Tensor, rejected: &Tensor, contrasts: &Tensor) -> Pairs {
@@ -378,6 +394,8 @@ mod tests {
                 baseline: None,
             };
             let pairs = objective.pairs(&batch).unwrap();
+            // The chosen ones are not contrasted.
+            assert_eq!(numbers(pairs.chosen.term.as_ref().unwrap()), [0.0]);
             numbers(pairs.rejected.term.as_ref().unwrap())[0]
         };
         let [a, b, c] = contrasts;

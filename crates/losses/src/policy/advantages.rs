@@ -183,9 +183,7 @@ pub fn group_normalised(rewards: &[&[f64]], weights: &[f64], group: usize, how: 
             what: "the list of rewards",
         });
     };
-    if let Some(problem) = how.problems().into_iter().next() {
-        return Err(problem);
-    }
+    crate::error::first(how.problems())?;
     for list in rewards {
         check(list, group)?;
         if list.len() != first.len() {
@@ -493,7 +491,7 @@ mod tests {
             assert!(near(&ours, &[0.0, 0.0]), "{ours:?}");
         }
         // Infinity less infinity is no missing reward.
-        let lists: [&[f64]; 2] = [&[1e10, 1.0], &[1e10, 2.0]];
+        let lists: [&[f64]; 2] = [&[1e10, 1.0], &[1e10, 1.0]];
         let ours = with(&lists, &[1e308, -1e308], Scale::None, Combination::SumThenNormalise);
         assert_eq!(text(ours), expected("rewards"));
         for rewards in [[1e308, 1e308, 1e308], [1.7e308, -1.7e308, -1.7e308]] {

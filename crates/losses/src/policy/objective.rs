@@ -90,7 +90,7 @@ impl Objective {
         if self.loss.per_completion() && self.aggregate != Aggregate::SequenceMean {
             problems.push(Error::Range {
                 name: "aggregate",
-                value: format!("{:?}", self.aggregate),
+                value: self.aggregate.to_string(),
                 range: "`sequence_mean`, as the loss has one value per completion",
             });
         }
@@ -136,9 +136,7 @@ impl Objective {
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &PolicyCounts) -> Result<LossValue> {
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(problem);
-        }
+        crate::error::first(self.problems())?;
         let (stats, rows) = (batch.stats, batch.rows);
         counts.check(rows)?;
         for (what, asked) in [("stats.entropy", &stats.entropy), ("stats.kl", &stats.kl)] {
@@ -518,7 +516,7 @@ mod tests {
             [
                 "`rloo.clip_low` is 0, expected a number above 0, at most 1",
                 "`aggregate.fixed_length.length` is 0, expected a whole number, at least 1",
-                "`aggregate` is FixedLength { length: 0 }, expected `sequence_mean`, as the loss has one value per completion",
+                "`aggregate` is { fixed_length: { length: 0 } }, expected `sequence_mean`, as the loss has one value per completion",
                 "`kl.coefficient` is -1, expected a finite number, at least 0",
                 "`kl.clamp.log_ratio` is 0, expected a finite number above 0",
                 "`entropy` is NaN, expected a finite number, at least 0",

@@ -55,7 +55,7 @@ impl Described for BradleyTerry {
             name: "bradley_terry",
             summary: "logistic loss of the lead of the chosen over the rejected score",
             formula: "−log σ(r_w − r_l − m) + c (r_w + r_l)²",
-            on_negatives: "score down relative to the chosen one; bounded by 1",
+            on_negatives: "score down relative to the chosen one; bounded by 1, without a bound where c > 0",
             source: "Bradley, Terry 1952; Stiennon et al. 2020, §3.4",
         }
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{Marks, TokenLoss, check, marks, wanted};
+use super::{TokenLoss, marks, wanted};
 use crate::error::{not_negative, some_share};
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -33,10 +33,11 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// it fades once the target leads. All other logits get nothing.
 ///
 /// **Reference**: S. Jiang, R. Zhang, S. Vakulenko, M. de Rijke, "A Simple Contrastive Learning Objective for Alleviating
-/// Neural Text Degeneration", 2022, the contrastive token (CT) loss; the parameters are those of the released code.
+/// Neural Text Degeneration", 2022, the contrastive token (CT) loss; the shares are those of the released code.
 ///
 /// **Differs from the paper**: shares are of each completion, where the released code takes them of the padded batch, so
-/// that there an example's loss depends on the longest beside it; and a share never rounds to no token at all. The released
+/// that there an example's loss depends on the longest beside it; a share never rounds to no token at all, and halves round up,
+/// not to even. Released recipes also give the two as absolute numbers of tokens, which is not here. The released
 /// code takes the exponentials apart and overflows at large logits; here the sum is taken safely.
 ///
 /// ```
@@ -133,7 +134,13 @@ impl TokenLoss for ContrastiveToken {
         }
     }
 
-    fn marks(&self, _: &[i64], completion: &[i64]) -> Option<Marks> {
+    fn weights(&self, _: &[i64], completion: &[i64]) -> Option<Vec<f64>> {
+        let contrasted = tokens(self.length, completion.len());
+        let weights = (0..completion.len()).map(|t| f64::from(u8::from(t < contrasted)));
+        Some(weights.collect())
+    }
+
+    fn candidates(&self, _: &[i64], completion: &[i64]) -> Option<Vec<Vec<i64>>> {
         let contrasted = tokens(self.length, completion.len());
         let window = tokens(self.window, contrasted);
         let before = |(t, target): (usize, &i64)| {
@@ -144,31 +151,24 @@ impl TokenLoss for ContrastiveToken {
             };
             before.iter().copied().filter(|id| id != target).collect()
         };
-        let weights = (0..completion.len()).map(|t| f64::from(u8::from(t < contrasted)));
-        Some(Marks {
-            weights: Some(weights.collect()),
-            candidates: Some(completion.iter().enumerate().map(before).collect()),
-        })
+        Some(completion.iter().enumerate().map(before).collect())
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`contrastive_token` learns from positive and unlabelled examples; add some to every batch"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`contrastive_token` learns from positive and unlabelled examples; add some to every batch",
-        )?;
         let weight = marks::weights(rows, &stats.logp)?;
         let contrasted = rows.label.f_ne(0)?.f_logical_and(&weight.f_gt(0.0)?)?;
         let contrast = ContrastiveToken::contrast(stats)?.f_mul(&weight)?;
@@ -199,6 +199,7 @@ mod tests {
 
     use super::*;
     use crate::TokenOp;
+    use crate::token::Marks;
 
     fn loss(alpha: f64, length: f64, window: f64) -> ContrastiveToken {
         ContrastiveToken { alpha, length, window }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::{select, term};
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -28,7 +28,7 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// fades once `s` is clearly preferred. All other logits get nothing.
 ///
 /// **Reference**: L. Adolphs, T. Gao, J. Xu, K. Shuster, S. Sukhbaatar, J. Weston, "The CRINGE Loss: Learning what
-/// language not to model", 2022, §3.2, eq. 2 to 4. The switches and the shared denominator are those of the released
+/// language not to model", 2022: the CRINGE loss. The switches and the shared denominator are those of the released
 /// code.
 ///
 /// **Differs from the paper**: no. It differs from the released code in two places that the paper does not want: no
@@ -141,7 +141,7 @@ pub(crate) fn candidates(name: &'static str, k: usize) -> Option<Error> {
 /// `[N]` the contrast of every row with its drawn candidate: `softplus` of the worse logit minus the better one.
 ///
 /// The target is the worse one, except where `targets_better` `[N]` says otherwise. `detach_drawn` keeps the gradient from
-/// the drawn logit.
+/// the drawn logit. The `draws`, one per row, were checked.
 pub(crate) fn contrast(
     stats: &TokenStats,
     k: usize,
@@ -149,7 +149,7 @@ pub(crate) fn contrast(
     targets_better: Option<&Tensor>,
     draws: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let draws = one_per_row(draws, stats)?;
+    let draws = draws.ok_or_else(|| Error::input("draws", "one per row", "none"))?;
     let target = wanted("stats.target_logit", &stats.target_logit)?;
     let top = wanted("stats.top_logits", &stats.top_logits)?;
     let ids = wanted("stats.top_ids", &stats.top_ids)?;
@@ -201,36 +201,6 @@ fn draw(top: &Tensor, ids: &Tensor, targets: &Tensor, draws: &Tensor) -> Result<
     Ok(candidates.f_gather(1, &drawn, false)?)
 }
 
-/// Checks that there is one uniform draw per row.
-fn one_per_row<'a>(draws: Option<&'a Tensor>, stats: &TokenStats) -> Result<&'a Tensor> {
-    let expected = format!(
-        "[{}, 1], uniform in [0, 1), as the contrast draws once per row",
-        stats.n_rows()
-    );
-    let Some(draws) = draws else {
-        return Err(Error::input("draws", expected, "none"));
-    };
-    if draws.size() != [stats.n_rows(), 1] || !draws.is_floating_point() {
-        return Err(Error::input(
-            "draws",
-            expected,
-            format!("{:?} of {:?}", draws.size(), draws.f_kind()?),
-        ));
-    }
-    if draws.device() != stats.logp.device() {
-        return Err(Error::input(
-            "draws",
-            format!("on {:?}", stats.logp.device()),
-            format!("on {:?}", draws.device()),
-        ));
-    }
-    let (low, high) = (draws.f_min()?.double_value(&[]), draws.f_max()?.double_value(&[]));
-    if !(low >= 0.0 && high < 1.0) {
-        return Err(Error::input("draws", expected, format!("values from {low} to {high}")));
-    }
-    Ok(draws)
-}
-
 impl Described for Cringe {
     fn card(&self) -> Card {
         Card {
@@ -238,7 +208,7 @@ impl Described for Cringe {
             summary: "likelihood of positives plus a contrast of every negative token with a sampled likely one",
             formula: "−log p(y) on positives; α softplus(z(y) − z(s)) on negatives, s drawn from the top k",
             on_negatives: "down, and the drawn token up by as much; bounded by α/n",
-            source: "Adolphs et al. 2022, eq. 2 to 4",
+            source: "Adolphs et al. 2022",
         }
     }
 
@@ -267,20 +237,17 @@ impl TokenLoss for Cringe {
         counts.unlabelled + positive + negative
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "see `ce_on_positives`, `contrast_on_positives` and `count_eos`"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         draws: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "see `ce_on_positives`, `contrast_on_positives` and `count_eos`",
-        )?;
         let n = self.rows_trained(counts);
         let (n_likelihood, n_contrast) = self.parts(counts);
         let (positive, negative) = (rows.label.f_eq(1)?, rows.label.f_eq(0)?);

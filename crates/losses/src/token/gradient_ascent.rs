@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::TokenLoss;
 use super::nll::likelihood;
-use super::{TokenLoss, check};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -84,20 +84,17 @@ impl TokenLoss for GradientAscent {
         }
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`gradient_ascent` learns from negatives, and from other examples only with `retain` above 0"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`gradient_ascent` learns from negatives, and from other examples only with `retain` above 0",
-        )?;
         let ascent = Part::mean("ga_loss", &stats.logp, &rows.label.f_eq(0)?, counts.negative)?;
         LossValue::from_parts(&[(self.retain, likelihood(stats, rows, counts)?), (1.0, ascent)], rows)
     }

@@ -51,6 +51,7 @@ impl TokenRows {
         }
         self.weight = match weights.whole("marks.weights", n)? {
             Some(weights) => {
+                let weights = weights.concat();
                 if let Some(weight) = weights.iter().find(|w| !(w.is_finite() && **w >= 0.0)) {
                     return Err(Error::input("marks.weights", "finite numbers, at least 0", weight));
                 }
@@ -60,16 +61,14 @@ impl TokenRows {
         };
         self.candidates = match candidates.whole("marks.candidates", n)? {
             Some(lists) => {
-                let width = lists.iter().map(Vec::len).max().unwrap_or(0).max(1);
-                let mut ids = vec![-1; lists.len() * width];
-                for (row, list) in ids.chunks_mut(width).zip(&lists) {
+                let lists = || lists.iter().copied().flatten();
+                let width = lists().map(Vec::len).max().unwrap_or(0).max(1);
+                let mut ids = vec![-1; lists().count() * width];
+                for (row, list) in ids.chunks_mut(width).zip(lists()) {
                     row.iter_mut().zip(list).for_each(|(slot, &id)| *slot = id);
                 }
-                Some(
-                    Tensor::f_from_slice(&ids)?
-                        .f_view([n, width as i64])?
-                        .f_to_device(device)?,
-                )
+                let ids = Tensor::f_from_slice(&ids)?;
+                Some(ids.f_view([n, width as i64])?.f_to_device(device)?)
             }
             None => None,
         };
@@ -77,45 +76,42 @@ impl TokenRows {
     }
 }
 
-/// One kind of mark of all examples.
-struct Column<T> {
-    entries: Vec<T>,
-    given: usize,
+/// One kind of mark of all examples, where it is.
+struct Column<'a, T> {
+    entries: Vec<&'a [T]>,
     missing: usize,
 }
 
-impl<T> Default for Column<T> {
+impl<T> Default for Column<'_, T> {
     fn default() -> Self {
         Column {
             entries: Vec::new(),
-            given: 0,
             missing: 0,
         }
     }
 }
 
-impl<T: Clone> Column<T> {
-    fn push(&mut self, entries: Option<&[T]>) {
+impl<'a, T> Column<'a, T> {
+    fn push(&mut self, entries: Option<&'a [T]>) {
         match entries {
-            Some(entries) => {
-                self.given += 1;
-                self.entries.extend_from_slice(entries);
-            }
+            Some(entries) => self.entries.push(entries),
             None => self.missing += 1,
         }
     }
 
-    /// All entries; nothing where no example has any.
-    fn whole(self, what: &'static str, n_rows: i64) -> Result<Option<Vec<T>>> {
-        if self.given == 0 {
+    /// All entries, example by example; nothing where no example has any.
+    fn whole(self, what: &'static str, n_rows: i64) -> Result<Option<Vec<&'a [T]>>> {
+        let given = self.entries.len();
+        if given == 0 {
             return Ok(None);
         }
         if self.missing > 0 {
-            let got = format!("{} with and {} without", self.given, self.missing);
+            let got = format!("{given} with and {} without", self.missing);
             return Err(Error::input(what, "in the marks of every example or of none", got));
         }
-        if self.entries.len() as i64 != n_rows {
-            return Err(Error::input(what, format!("{n_rows}, one per row"), self.entries.len()));
+        let n: usize = self.entries.iter().map(|entries| entries.len()).sum();
+        if n as i64 != n_rows {
+            return Err(Error::input(what, format!("{n_rows}, one per row"), n));
         }
         Ok(Some(self.entries))
     }

@@ -11,12 +11,13 @@ mod unlikelihood;
 mod unlikelihood_context;
 mod unlikelihood_repetition;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 pub(crate) use cringe::{candidates, contrast, contrast_needs};
 pub use marks::Marks;
 
 use crate::registry::registry;
+use crate::rows::check_draws;
 use crate::{Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
 registry! {
@@ -61,14 +62,35 @@ pub trait TokenLoss: Described {
     /// **Shapes**: `prompt` all ids that the model reads before the completion; `completion` the ids of all tokens that it
     /// is trained on, the end included; an entry of the marks per token of `completion`.
     fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+        let marks = Marks {
+            weights: self.weights(prompt, completion),
+            candidates: self.candidates(prompt, completion),
+        };
+        (marks.weights.is_some() || marks.candidates.is_some()).then_some(marks)
+    }
+
+    /// The weights of the [`marks`](TokenLoss::marks) alone: all that the counts of a whole batch take, by
+    /// [`TokenCounts::with_weights`].
+    fn weights(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<f64>> {
         let _ = (prompt, completion);
         None
     }
 
-    /// How many of the rows it trains at all; zero means that it cannot learn from such a batch.
+    /// The candidates of the [`marks`](TokenLoss::marks) alone. They may take memory by the square of the length: make them
+    /// for one micro-batch at a time.
+    fn candidates(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<Vec<i64>>> {
+        let _ = (prompt, completion);
+        None
+    }
+
+    /// How many of the rows it trains at all; zero means that it cannot learn from such a batch. Of the counts it reads
+    /// those of rows, not the weights.
     fn rows_trained(&self, counts: &TokenCounts) -> f64;
 
-    /// The value on one micro-batch.
+    /// What to do about a batch of which it trains no row: the end of that error.
+    fn hint(&self) -> &'static str;
+
+    /// The value on one micro-batch: all checks, then [`value`](TokenLoss::value).
     ///
     /// **Shapes**: `stats` and `rows` of `N` rows; `draws` `[N, draws_per_row]`, uniform in `[0, 1)`, one row of draws
     /// per token so that any split of a batch sees the same ones.
@@ -82,6 +104,25 @@ pub trait TokenLoss: Described {
         rows: &TokenRows,
         counts: &TokenCounts,
         draws: Option<&Tensor>,
+    ) -> Result<LossValue> {
+        check(self, rows, counts, draws, (stats.n_rows(), stats.logp.device()))?;
+        self.value(stats, rows, counts, draws)
+    }
+
+    /// The value of rows, counts and draws that were checked already, as
+    /// [`TokenOp::fused_loss`](crate::TokenOp::fused_loss) does once for all its chunks: nothing is read back from the
+    /// device.
+    ///
+    /// **Shapes**: as [`evaluate`](TokenLoss::evaluate).
+    ///
+    /// **Errors**: [`Error::Input`] when `stats` or `rows` lack a column; without the checks, what does not fit may also
+    /// give a wrong value or libtorch's error.
+    fn value(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        draws: Option<&Tensor>,
     ) -> Result<LossValue>;
 
     /// Settings that between them use every switch: what the contract suite and the benchmark run.
@@ -90,16 +131,17 @@ pub trait TokenLoss: Described {
         Self: Sized;
 }
 
-/// What every loss checks before it computes.
-fn check(
-    loss: &impl TokenLoss,
-    stats: &TokenStats,
+/// What every loss checks before it computes, for stats of so many rows on such a device.
+pub(crate) fn check<L: TokenLoss + ?Sized>(
+    loss: &L,
     rows: &TokenRows,
     counts: &TokenCounts,
-    hint: &'static str,
+    draws: Option<&Tensor>,
+    stats: (i64, Device),
 ) -> Result<()> {
     loss.check()?;
-    rows.check(stats, counts)?;
+    rows.check_for(stats, counts)?;
+    check_draws(draws, loss.draws_per_row(), stats)?;
     if loss.rows_trained(counts) > 0.0 {
         return Ok(());
     }
@@ -113,7 +155,7 @@ fn check(
     Err(Error::NothingToLearn {
         loss: loss.name(),
         found,
-        hint,
+        hint: loss.hint(),
     })
 }
 

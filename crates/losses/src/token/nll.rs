@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{TokenLoss, check};
+use super::TokenLoss;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
 
@@ -22,7 +22,7 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// batch gives the same value.
 ///
 /// **Reference**: the maximum-likelihood baseline of L. Adolphs, T. Gao, J. Xu, K. Shuster, S. Sukhbaatar, J. Weston,
-/// "The CRINGE Loss: Learning what language not to model", 2022, §3.1.
+/// "The CRINGE Loss: Learning what language not to model", 2022.
 ///
 /// **Differs from the paper**: no.
 ///
@@ -60,7 +60,7 @@ impl Described for Nll {
             summary: "likelihood of positive and unlabelled completions; negatives are ignored",
             formula: "−log p(y) on positives",
             on_negatives: "ignored",
-            source: "Adolphs et al. 2022, §3.1",
+            source: "Adolphs et al. 2022, positives",
         }
     }
 
@@ -78,20 +78,17 @@ impl TokenLoss for Nll {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`nll` learns from positive and unlabelled examples; add some to every batch"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`nll` learns from positive and unlabelled examples; add some to every batch",
-        )?;
         LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?)], rows)
     }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -92,20 +92,17 @@ impl TokenLoss for Sigmoid {
         counts.total()
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "give `sigmoid` at least one completion that is not empty"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "give `sigmoid` at least one completion that is not empty",
-        )?;
         let logit = wanted("stats.target_logit", &stats.target_logit)?;
         // 1 − σ(z) = σ(−z).
         let no = logit.f_neg()?.f_log_sigmoid()?.f_neg()?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -24,9 +24,9 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// probability goes to the other tokens in proportion to what they have.
 ///
 /// **Reference**: S. Welleck, I. Kulikov, S. Roller, E. Dinan, K. Cho, J. Weston, "Neural text generation with
-/// unlikelihood training", 2019, eq. 2, in the form for labelled sequences of M. Li, S. Roller, I. Kulikov,
+/// unlikelihood training", 2019, in the form for labelled sequences of M. Li, S. Roller, I. Kulikov,
 /// S. Welleck, Y-L. Boureau, K. Cho, J. Weston, "Don't say that! Making inconsistent dialogue unlikely with
-/// unlikelihood training", 2020, eq. 1 and §2.
+/// unlikelihood training", 2020.
 ///
 /// **Differs from the paper**: formula no; numerics yes. Released code clamps `1 − p` at 1e-20 (1e-6 in half
 /// precision), which makes the gradient zero exactly where the model is surest of the token to unlearn. Here
@@ -68,7 +68,7 @@ impl Described for Unlikelihood {
             summary: "likelihood of positives plus -log(1 - p) of every token of negatives",
             formula: "−log p(y) on positives; −α log(1 − p(y)) on negatives",
             on_negatives: "down, the other tokens up in proportion; bounded by α/n₋",
-            source: "Welleck et al. 2019, eq. 2; Li et al. 2020, eq. 1",
+            source: "Welleck et al. 2019; Li et al. 2020",
         }
     }
 
@@ -89,20 +89,17 @@ impl TokenLoss for Unlikelihood {
         counts.total()
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "give `unlikelihood` at least one completion that is not empty"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "give `unlikelihood` at least one completion that is not empty",
-        )?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
         let push = Part::mean("ul_loss", &unlikelihood, &rows.label.f_eq(0)?, counts.negative)?;
         LossValue::from_parts(&[(1.0, likelihood(stats, rows, counts)?), (self.alpha, push)], rows)

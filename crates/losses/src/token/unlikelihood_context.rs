@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::nll::likelihood;
-use super::{Marks, TokenLoss, check, wanted};
+use super::{TokenLoss, wanted};
 use crate::error::not_negative;
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -29,7 +29,7 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// `dL/dz_c = α p_c/n₊` for one candidate, which fades as `p_c → 0`.
 ///
 /// **Reference**: S. Welleck, I. Kulikov, S. Roller, E. Dinan, K. Cho, J. Weston, "Neural text generation with
-/// unlikelihood training", 2019, eq. 4 and 5: the token-level objective.
+/// unlikelihood training", 2019: the token-level objective.
 ///
 /// **Differs from the paper**: no. The released code differs from both: it flattens the batch, so that an example sees the
 /// tokens of those before it as candidates, makes the padding a candidate everywhere, and clamps `1 − p` at 1e-5,
@@ -72,7 +72,7 @@ impl Described for UnlikelihoodContext {
             summary: "likelihood of positives plus -log(1 - p) of every token said before",
             formula: "−log p(y) − α Σ log(1 − p(c)) over earlier tokens c on positives",
             on_negatives: "ignored; earlier tokens of positives down, bounded by α/n₊ each",
-            source: "Welleck et al. 2019, eq. 4 and 5",
+            source: "Welleck et al. 2019, token level",
         }
     }
 
@@ -91,37 +91,31 @@ impl TokenLoss for UnlikelihoodContext {
         }
     }
 
-    fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+    fn candidates(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<Vec<i64>>> {
         let mut before: BTreeSet<i64> = if self.include_prompt { prompt } else { &[] }.iter().copied().collect();
         let candidates = completion.iter().map(|target| {
             let others = before.iter().copied().filter(|id| id != target).collect();
             before.insert(*target);
             others
         });
-        Some(Marks {
-            weights: None,
-            candidates: Some(candidates.collect()),
-        })
+        Some(candidates.collect())
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.positive + counts.unlabelled
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "`unlikelihood_context` learns from positive and unlabelled examples; add some to every batch"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "`unlikelihood_context` learns from positive and unlabelled examples; add some to every batch",
-        )?;
         let unlikelihood = wanted("stats.candidate_log1m_p", &stats.candidate_log1m_p)?
             .f_sum_dim_intlist([1i64].as_slice(), false, None::<Kind>)?
             .f_neg()?;
@@ -155,6 +149,7 @@ mod tests {
 
     use super::*;
     use crate::TokenOp;
+    use crate::token::Marks;
 
     fn loss(alpha: f64, include_prompt: bool) -> UnlikelihoodContext {
         UnlikelihoodContext { alpha, include_prompt }

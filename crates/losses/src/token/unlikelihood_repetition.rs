@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::nll::likelihood;
-use super::{Marks, TokenLoss, check, marks, wanted};
+use super::{TokenLoss, marks, wanted};
 use crate::error::{not_negative, share};
 use crate::value::Part;
 use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenRows, TokenStats};
@@ -33,9 +33,9 @@ use crate::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, Token
 /// repeat nothing get nothing.
 ///
 /// **Reference**: S. Welleck, I. Kulikov, S. Roller, E. Dinan, K. Cho, J. Weston, "Neural text generation with
-/// unlikelihood training", 2019, §5.2, the sequence-level objective; with repeats of the prompt, M. Li, S. Roller, I. Kulikov,
+/// unlikelihood training", 2019: the sequence-level objective; with repeats of the prompt, M. Li, S. Roller, I. Kulikov,
 /// S. Welleck, Y-L. Boureau, K. Cho, J. Weston, "Don't say that! Making inconsistent dialogue unlikely with
-/// unlikelihood training", 2020, §4.1.
+/// unlikelihood training", 2020.
 ///
 /// **Differs from the paper**: [`UnlikelihoodRepetition::parlai`] is the released dialogue code and
 /// [`UnlikelihoodRepetition::original`] the released code of the first paper, which never looks at the last n-gram; with
@@ -127,7 +127,7 @@ impl Described for UnlikelihoodRepetition {
             summary: "likelihood of positives plus -log(1 - p) of the tokens of negatives that repeat an n-gram",
             formula: "−log p(y) on positives; −α w log(1 − p(y)) on negatives, w > 0 in repeated n-grams",
             on_negatives: "repeats down, the other tokens up in proportion; bounded by α w/D",
-            source: "Welleck et al. 2019, §5.2; Li et al. 2020, §4.1",
+            source: "Welleck et al. 2019, sequence level; Li et al. 2020",
         }
     }
 
@@ -153,7 +153,7 @@ impl TokenLoss for UnlikelihoodRepetition {
         }
     }
 
-    fn marks(&self, prompt: &[i64], completion: &[i64]) -> Option<Marks> {
+    fn weights(&self, prompt: &[i64], completion: &[i64]) -> Option<Vec<f64>> {
         let (mut own, mut of_prompt) = (vec![0.0; completion.len()], vec![0.0; completion.len()]);
         // A size of zero is refused by `check`; here it marks nothing.
         if self.n > 0 {
@@ -171,30 +171,24 @@ impl TokenLoss for UnlikelihoodRepetition {
         }
         let beta = self.context_weight;
         let weights = own.iter().zip(of_prompt).map(|(own, p)| (1.0 - beta) * own + beta * p);
-        Some(Marks {
-            weights: Some(weights.collect()),
-            candidates: None,
-        })
+        Some(weights.collect())
     }
 
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         counts.total()
     }
 
-    fn evaluate(
+    fn hint(&self) -> &'static str {
+        "give `unlikelihood_repetition` at least one completion that is not empty"
+    }
+
+    fn value(
         &self,
         stats: &TokenStats,
         rows: &TokenRows,
         counts: &TokenCounts,
         _: Option<&Tensor>,
     ) -> Result<LossValue> {
-        check(
-            self,
-            stats,
-            rows,
-            counts,
-            "give `unlikelihood_repetition` at least one completion that is not empty",
-        )?;
         let weight = marks::weights(rows, &stats.logp)?;
         let unlikelihood = wanted("stats.log1m_p", &stats.log1m_p)?.f_neg()?;
         let repeats = rows.label.f_eq(0)?.f_logical_and(&weight.f_gt(0.0)?)?;
@@ -224,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::TokenOp;
+    use crate::token::Marks;
 
     fn weights(loss: UnlikelihoodRepetition, prompt: &[i64], completion: &[i64]) -> Vec<f64> {
         loss.marks(prompt, completion).unwrap().weights.unwrap()
@@ -384,7 +379,7 @@ mod tests {
             };
             for short in [0.0, 0.5 * (1.0 - 1e-6)] {
                 let error = evaluate(short).unwrap_err().to_string();
-                assert!(error.starts_with("counts: expected rows of the whole batch, at least"));
+                assert!(error.starts_with("counts: expected sizes of the whole batch, at least"));
             }
             assert!(evaluate(0.5 * (1.0 - 1e-14)).is_ok());
         }

@@ -24,7 +24,7 @@ use crate::{Baseline, Card, Described, Error, Result};
 /// `w_u β/4`, at `u = z₀`; fades on both sides, so a negative that the policy finds very likely is hardly pushed.
 ///
 /// **Reference**: K. Ethayarajh, W. Xu, N. Muennighoff, D. Jurafsky, D. Kiela, "KTO: Model alignment as prospect
-/// theoretic optimization", 2024, eq. 8.
+/// theoretic optimization", 2024, the KTO loss.
 ///
 /// **Differs from the paper**: no. `z₀` comes in as a number of the whole batch, from
 /// [`mismatched_kl`](crate::mismatched_kl).
@@ -79,7 +79,7 @@ impl Described for Kto {
             summary: "utility of each completion's log-ratio against a baseline of mismatched pairs",
             formula: "w_d (1 − σ(β(c − z₀))) or w_u (1 − σ(β(z₀ − r)))",
             on_negatives: "down; bounded by w_u β/4, fades on both sides of the baseline",
-            source: "Ethayarajh et al. 2024, eq. 8",
+            source: "Ethayarajh et al. 2024",
         }
     }
 

@@ -1,0 +1,296 @@
+//! Value and gradient in one pass.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+use unsay_losses::token::{Cringe, Loss, Nll, TokenLoss};
+use unsay_losses::{Card, Described, Error, LossValue, Needs, Result, TokenCounts, TokenOp, TokenRows, TokenStats};
+
+use crate::plain::{Made, difference, numbers};
+use crate::{ALL, columns};
+
+#[test]
+fn the_one_pass_equals_the_two_for_every_token_loss() {
+    let mut compared = 0;
+    for loss in Loss::samples() {
+        let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
+        let two = made.through_op(&loss, &made.counts(), None);
+        let (rows, draws) = (made.rows_for(&loss), made.draws());
+        let counts = made.weighted(&loss, &made.counts());
+        for chunk in [1, 4, 15] {
+            let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
+            let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(chunk);
+            let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
+            assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
+            fused.backward().unwrap();
+            // Nothing is left to hand on.
+            fused.backward().unwrap();
+            assert!(fused.surrogate().unwrap().is_none());
+            let pairs = [
+                (&fused.value.total, &two.value.total),
+                (&fused.value.per_example, &two.value.per_example),
+                (&hidden.grad(), &two.hidden),
+                (&embedding.grad(), &two.embedding),
+                (&fused.stats.logp, &op.forward().unwrap().logp),
+            ];
+            for (at, (a, b)) in pairs.into_iter().enumerate() {
+                assert!(difference(a, b) < 1e-12, "{loss:?} {chunk}: {at}");
+            }
+            let names = |value: &LossValue| value.terms.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+            assert_eq!(names(&fused.value), names(&two.value));
+            for ((name, a), (_, b)) in fused.value.terms.iter().zip(&two.value.terms) {
+                assert!(difference(a, b) < 1e-12, "{loss:?} {chunk}: {name}");
+            }
+
+            // As in an evaluation, where only the value is wanted.
+            let value = tch::no_grad(|| op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap());
+            assert!(difference(&value.value.total, &two.value.total) < 1e-12);
+            assert!(value.surrogate().unwrap().is_none());
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 3 * Loss::samples().len());
+}
+
+/// A loss may leave chunks out, and gradients come on top of those that are there, on every path.
+#[test]
+fn gradients_are_added_and_chunks_can_be_left_out() {
+    for in_place in [false, true] {
+        let made = Made::new(4, &[5], &[1], 3, 7);
+        let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
+        let targets = Tensor::from_slice(&made.targets);
+        let op = TokenOp::new(&hidden, &embedding, &targets, &Needs::default())
+            .unwrap()
+            .with_chunk_rows(2);
+        let op = if in_place { op.with_gradient_in_place() } else { op };
+        let only = |wanted: Range<i64>| {
+            let fused = op.fused(|stats, rows| {
+                let total = stats.logp.sum(Kind::Double);
+                let total = if rows == wanted { total } else { total.detach().zero_() };
+                Ok(LossValue {
+                    per_example: total.detach().view([1]),
+                    total,
+                    terms: vec![("logp", stats.logp.sum(Kind::Double).detach())],
+                })
+            });
+            let fused = fused.unwrap();
+            assert_eq!(fused.value.terms.len(), 1);
+            assert!(difference(&fused.value.terms[0].1, &fused.stats.logp.sum(Kind::Double)) < 1e-14);
+            assert!(
+                difference(
+                    &fused.value.total,
+                    &fused
+                        .stats
+                        .logp
+                        .narrow(0, wanted.start, wanted.end - wanted.start)
+                        .sum(Kind::Double)
+                ) < 1e-14
+            );
+            fused.backward().unwrap();
+            (hidden.grad().copy(), embedding.grad().copy())
+        };
+        let first = only(0..2);
+        let both = only(2..4);
+        let last = only(4..5);
+        let again = only(0..2);
+        assert!(numbers(&first.0)[6..].iter().all(|g| g.abs() == 0.0));
+        assert!(numbers(&both.0)[6..12].iter().all(|g| g.abs() > 0.0));
+        assert!(difference(&(&again.0 - &last.0), &first.0) < 1e-14);
+        assert!(difference(&(&again.1 - &last.1), &first.1) < 1e-14);
+        // The same sum at once.
+        let whole = made.hidden.detach().set_requires_grad(true);
+        let plain = whole
+            .matmul(&made.embedding.tr())
+            .log_softmax(-1, None)
+            .gather(1, &targets.unsqueeze(1), false);
+        plain.sum(Kind::Double).backward();
+        assert!(difference(&last.0, &whole.grad()) < 1e-14);
+    }
+}
+
+#[test]
+fn what_a_fused_loss_is_given_must_fit_too() {
+    let made = Made::new(4, &[2, 3], &[1, 0], 3, 7);
+    let targets = Tensor::from_slice(&made.targets);
+    let loss = Loss::samples()
+        .into_iter()
+        .find(|loss| loss.draws_per_row() == 1)
+        .unwrap();
+    let op = TokenOp::new(&made.hidden, &made.embedding, &targets, &loss.needs())
+        .unwrap()
+        .with_chunk_rows(3);
+    let text = |rows: &Made, draws: &Tensor| {
+        let found = op.fused_loss(&*loss, &rows.token_rows(), &made.counts(), Some(draws));
+        found.unwrap_err().to_string()
+    };
+    let fewer = made.rows(&[0, 1, 2, 3]);
+    assert_eq!(
+        text(&fewer, &made.draws()),
+        "rows: expected 5 rows, as the op has, got [4]"
+    );
+    assert_eq!(
+        text(&made, &fewer.draws()),
+        "draws: expected [5, 1], uniform in [0, 1), as many per row as the loss draws, got [4, 1] of Double"
+    );
+    assert_eq!(
+        text(&made, &made.draws().repeat([1, 2])),
+        "draws: expected [5, 1], uniform in [0, 1), as many per row as the loss draws, got [5, 2] of Double"
+    );
+    let shrinking = op.fused(|stats, rows| {
+        let total = stats.logp.sum(Kind::Double);
+        let per_example = Tensor::zeros([rows.end - rows.start], (Kind::Double, Device::Cpu));
+        Ok(LossValue {
+            total,
+            per_example,
+            terms: Vec::new(),
+        })
+    });
+    assert_eq!(
+        shrinking.unwrap_err().to_string(),
+        "per_example: expected [3], as for the rows before, got [2]"
+    );
+
+    let rows = made.token_rows();
+    let part = rows.narrow(1..4).unwrap();
+    assert_eq!(
+        (numbers(&part.example), numbers(&part.label)),
+        (vec![0.0, 1.0, 1.0], vec![1.0, 0.0, 0.0])
+    );
+    assert_eq!((numbers(&part.is_eos), part.n_examples), (vec![1.0, 0.0, 0.0], 2));
+    assert!(rows.narrow(0..5).is_ok() && rows.narrow(2..2).is_ok());
+    for (range, text) in [(-1..2, "-1..2"), (3..6, "3..6"), (Range { start: 3, end: 2 }, "3..2")] {
+        let expected = format!("rows: expected a part of 0..5, got {text}");
+        assert_eq!(rows.narrow(range).unwrap_err().to_string(), expected);
+    }
+}
+
+/// CRINGE that counts how often it is checked and how often it is computed.
+struct Counted {
+    cringe: Cringe,
+    checks: Cell<usize>,
+    values: Cell<usize>,
+}
+
+impl Described for Counted {
+    fn card(&self) -> Card {
+        self.cringe.card()
+    }
+
+    fn problems(&self) -> Vec<Error> {
+        self.checks.set(self.checks.get() + 1);
+        self.cringe.problems()
+    }
+}
+
+impl TokenLoss for Counted {
+    fn needs(&self) -> Needs {
+        self.cringe.needs()
+    }
+
+    fn draws_per_row(&self) -> usize {
+        self.cringe.draws_per_row()
+    }
+
+    fn rows_trained(&self, counts: &TokenCounts) -> f64 {
+        self.cringe.rows_trained(counts)
+    }
+
+    fn hint(&self) -> &'static str {
+        self.cringe.hint()
+    }
+
+    fn value(
+        &self,
+        stats: &TokenStats,
+        rows: &TokenRows,
+        counts: &TokenCounts,
+        draws: Option<&Tensor>,
+    ) -> Result<LossValue> {
+        self.values.set(self.values.get() + 1);
+        self.cringe.value(stats, rows, counts, draws)
+    }
+
+    fn samples() -> Vec<Self> {
+        Vec::new()
+    }
+}
+
+/// Checks read numbers back from the device: once, not for every chunk, and before anything is computed.
+#[test]
+fn all_rows_are_checked_once_and_first() {
+    let made = Made::new(4, &[2, 3], &[1, 0], 3, 7);
+    let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
+    let loss = Counted {
+        cringe: Cringe::new(1.0, 2),
+        checks: Cell::new(0),
+        values: Cell::new(0),
+    };
+    let op = TokenOp::new(&hidden, &embedding, &Tensor::from_slice(&made.targets), &loss.needs());
+    let op = op.unwrap().with_chunk_rows(2).with_gradient_in_place();
+    let fused = |rows: &TokenRows, draws: &Tensor| op.fused_loss(&loss, rows, &made.counts(), Some(draws));
+
+    // Of the last chunk, after two that are fine.
+    let late = |value: f64| {
+        let draws = made.draws().copy();
+        let _ = draws.get(4).fill_(value);
+        draws
+    };
+    for (value, text) in [(1.0, "to 1"), (-0.5, "from -0.5 to"), (f64::NAN, "from NaN to NaN")] {
+        let error = fused(&made.token_rows(), &late(value)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("draws: expected [5, 1]") && error.contains(text),
+            "{error}"
+        );
+    }
+    let rows = made.token_rows();
+    let _ = rows.label.get(4).fill_(2);
+    let error = fused(&rows, &made.draws()).unwrap_err().to_string();
+    assert!(error.ends_with("got 2"), "{error}");
+    let rows = made.token_rows();
+    let _ = rows.example.get(4).fill_(2);
+    let error = fused(&rows, &made.draws()).unwrap_err().to_string();
+    assert_eq!(error, "example: expected 0..2, got 2");
+    assert_eq!((loss.checks.get(), loss.values.get()), (5, 0));
+    assert!(!embedding.grad().defined());
+
+    fused(&made.token_rows(), &made.draws()).unwrap();
+    assert_eq!((loss.checks.get(), loss.values.get()), (6, 3));
+
+    // Draws that nobody takes are nobody's.
+    let other = made.draws().narrow(0, 0, 2);
+    assert!(
+        op.fused_loss(&Nll {}, &made.token_rows(), &made.counts(), Some(&other))
+            .is_ok()
+    );
+}
+
+#[test]
+fn the_stats_of_all_rows_are_there_where_they_are_asked_for() {
+    let made = Made::new(4, &[5], &[1], 3, 7);
+    let targets = Tensor::from_slice(&made.targets);
+    let op = || {
+        TokenOp::new(&made.hidden, &made.embedding, &targets, &ALL)
+            .unwrap()
+            .with_chunk_rows(2)
+    };
+    let stats = |op: TokenOp| {
+        let fused = op.fused(|stats, _| {
+            let total = stats.logp.sum(Kind::Double);
+            Ok(LossValue {
+                per_example: total.detach().view([1]),
+                total,
+                terms: Vec::new(),
+            })
+        });
+        fused.unwrap().stats
+    };
+    let (brief, all) = (stats(op()), stats(op().with_all_stats()));
+    assert_eq!((columns(&brief).len(), columns(&all).len()), (1, 7));
+    assert!(brief.top_ids.is_none() && brief.collision.is_none());
+    assert!(difference(&brief.logp, &all.logp) < 1e-15);
+    assert_eq!(
+        (numbers(&brief.targets), numbers(&brief.correct)),
+        (numbers(&all.targets), numbers(&all.correct))
+    );
+}
