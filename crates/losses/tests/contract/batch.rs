@@ -49,8 +49,11 @@ pub struct Batch {
 /// Text is made of a few of the tokens, so that some repeat.
 const WORDS: usize = 5;
 
-/// What one row of an extreme batch looks like.
-const EXTREMES: [f64; 3] = [-1e4, 0.0, 1e4];
+/// Log-ratios of the completions of an extreme batch: far away, and just inside of ±40, where exponents are held.
+const EXTREMES: [f64; 5] = [-1e4, -39.0, 0.0, 39.0, 1e4];
+
+/// What the logits of a completion of an extreme batch can look like.
+const FORMS: usize = 4;
 
 /// How large a made batch is.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +108,8 @@ impl Batch {
         batch
     }
 
-    /// Every combination, over the completions of a unit, of logits of ±1e4, of a target with probability 1 − 1e-12
-    /// or 1e-12, and of log-ratios to reference and sampling policy of −1e4, 0 and 1e4; the second head likewise.
+    /// Every combination, over the completions of a pair, of logits of ±1e4, of a target with probability 1 − 1e-12
+    /// or 1e-12, and of log-ratios to reference and sampling policy of 0, ±39 and ±1e4; the second head likewise.
     pub fn extreme(roles: &dyn Fn(usize) -> Vec<i8>) -> Batch {
         const V: i64 = 7;
         let margins = [1e4, -1e4, 0.0, 0.0, 1e4, 3.0, 9.9e3];
@@ -114,15 +117,16 @@ impl Batch {
         let mut states: Vec<f64> = Vec::new();
         let mut shifts = Vec::new();
         // Units of different roles differ in their number of completions, too.
+        let kinds = FORMS * EXTREMES.len();
         for (unit, number) in (0..1008usize).enumerate() {
             let mut digits = number;
             for (place, role) in roles(unit).into_iter().enumerate() {
                 let length = 1 + (number + place) % 2;
                 batch.add(unit, role, &[0, 1, 2], length);
-                let (form, shift) = (digits % 4, EXTREMES[digits / 4 % 3]);
-                digits /= 12;
+                let (form, shift) = (digits % FORMS, EXTREMES[digits / FORMS % EXTREMES.len()]);
+                digits /= kinds;
                 for row in 0..length {
-                    let target = (number / 12 + 3 * place + 5 * row) % V as usize;
+                    let target = (number / kinds + 3 * place + 5 * row) % V as usize;
                     let sure = (1e12 * (V - 1) as f64).ln();
                     for (token, margin) in margins.into_iter().enumerate() {
                         let on_target = if token == target { 1.0 } else { 0.0 };

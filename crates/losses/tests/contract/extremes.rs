@@ -6,8 +6,8 @@ use crate::batch::Batch;
 use crate::every;
 use crate::subject::How;
 
-/// Logits of ±1e4, targets with probability 1 − 1e-12 and 1e-12, log-ratios of ±1e4, for every role and every
-/// combination over the completions of a unit.
+/// Logits of ±1e4, targets with probability 1 − 1e-12 and 1e-12, log-ratios of ±1e4 and ±39, for every role and every
+/// combination over the completions of a pair. What clips a gradient adds up its squares, which must still fit.
 #[test]
 fn margins_of_ten_thousand_and_certain_tokens_stay_finite_in_value_and_gradient() {
     every(|subject| {
@@ -18,6 +18,9 @@ fn margins_of_ten_thousand_and_certain_tokens_stay_finite_in_value_and_gradient(
                 .filter(|&u| !ours.per_unit[u].is_finite())
                 .collect();
             assert!(ours.all_finite(), "{kind:?}: {:?}, units {strange:?}", ours.terms);
+            let squares = ours.gradients.iter().map(|gradient| gradient.square().sum(kind));
+            let norm = squares.reduce(|a, b| a + b).unwrap();
+            assert!(norm.isfinite().int64_value(&[]) == 1, "{kind:?}: the norm is {norm:?}");
         }
     });
 }
