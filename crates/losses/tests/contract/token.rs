@@ -75,6 +75,7 @@ impl Setting for Loss {
         let Some(still) = given.still else {
             return (**self).evaluate(stats, &rows, &counts, draws.as_ref());
         };
+        // The tokens that are drawn from, and their logits.
         let stats = TokenStats {
             target_logit: copy(&stats.target_logit),
             top_logits: copy(&still[0].top_logits),
