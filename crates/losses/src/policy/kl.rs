@@ -113,9 +113,7 @@ impl KlEstimator {
     /// **Errors**: [`Error::Range`] for a limit of `clamp` and for `full`, which the sampled tokens do not tell;
     /// [`Error::Input`] when the two do not fit together.
     pub fn per_token(self, logp: &Tensor, reference: &Tensor, clamp: &KlClamp) -> Result<Tensor> {
-        if let Some(problem) = clamp.problems().into_iter().next() {
-            return Err(problem);
-        }
+        crate::error::first(clamp.problems())?;
         for (what, tensor) in [("logp", logp), ("reference", reference)] {
             if tensor.size() != logp.size() || tensor.device() != logp.device() || !tensor.is_floating_point() {
                 let expected = format!("{:?} on {:?}, floating point", logp.size(), logp.device());
