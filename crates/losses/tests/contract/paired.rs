@@ -72,7 +72,7 @@ fn held(objective: &Objective, given: &Given<'_>, still: &TokenStats) -> Result<
             top = still;
         }
         if !loss.gate_gradient {
-            logp = logp + margins_moved(objective, given, &rows, still)?;
+            logp = &logp + margins_moved(objective, given, &rows, still)?;
         }
     }
     // The weights are made of the difference of these two.
