@@ -326,7 +326,11 @@ impl Subject {
         let value = match how.way {
             Way::Fused => {
                 let fused = self.setting.fused(&ops[0], &given).unwrap()?;
-                fused.backward()?;
+                // Two ways to hand the gradient on, each at some chunk size.
+                match how.chunk_rows {
+                    Some(1) => fused.surrogate()?.unwrap().backward(),
+                    _ => fused.backward()?,
+                }
                 fused.value
             }
             _ => {
