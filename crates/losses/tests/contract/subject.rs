@@ -344,6 +344,10 @@ impl Subject {
                 value
             }
         };
+        let logged = value.terms.iter().map(|(name, term)| (*name, term));
+        for (name, logged) in logged.chain([("per_example", &value.per_example)]) {
+            assert!(!logged.requires_grad(), "{}: `{name}` has a graph", self.text);
+        }
         for constant in part.constants.borrow().iter() {
             assert!(
                 !constant.grad().defined(),
