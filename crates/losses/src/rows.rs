@@ -1,10 +1,10 @@
 //! Whose token each row is, and how many there are of each kind.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign, Range};
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::counts::{Counts, counts};
 use crate::value::term;
 use crate::{Error, Result, TokenStats};
 
@@ -135,16 +135,7 @@ impl TokenRows {
             ));
         }
         let own = host.counts();
-        let (has, whole) = (own.all(), counts.all());
-        // Not `any(>)`: a NaN must not pass. Sums of weights may differ by rounding; counts are far enough apart.
-        if !has.iter().zip(whole).all(|(has, whole)| *has <= whole * (1.0 + 1e-9)) {
-            return Err(Error::input(
-                "counts",
-                format!("rows of the whole batch, at least this part's {has:?}"),
-                format!("{whole:?}"),
-            ));
-        }
-        Ok(())
+        counts.check_covers(&own)
     }
 
     /// All that is counted, in one transfer; the weights in a second.
@@ -275,51 +266,19 @@ impl TokenCounts {
     pub fn total(&self) -> f64 {
         self.positive + self.negative + self.unlabelled
     }
-
-    fn all(&self) -> [f64; 9] {
-        [
-            self.positive,
-            self.positive_eos,
-            self.negative,
-            self.negative_eos,
-            self.unlabelled,
-            self.unlabelled_eos,
-            self.positive_weight,
-            self.negative_weight,
-            self.unlabelled_weight,
-        ]
-    }
 }
 
-impl Add for TokenCounts {
-    type Output = TokenCounts;
-
-    fn add(self, other: Self) -> Self {
-        TokenCounts {
-            positive: self.positive + other.positive,
-            positive_eos: self.positive_eos + other.positive_eos,
-            negative: self.negative + other.negative,
-            negative_eos: self.negative_eos + other.negative_eos,
-            unlabelled: self.unlabelled + other.unlabelled,
-            unlabelled_eos: self.unlabelled_eos + other.unlabelled_eos,
-            positive_weight: self.positive_weight + other.positive_weight,
-            negative_weight: self.negative_weight + other.negative_weight,
-            unlabelled_weight: self.unlabelled_weight + other.unlabelled_weight,
-        }
-    }
-}
-
-impl AddAssign for TokenCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for TokenCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(TokenCounts::default(), Add::add)
-    }
-}
+counts!(TokenCounts {
+    positive,
+    positive_eos,
+    negative,
+    negative_eos,
+    unlabelled,
+    unlabelled_eos,
+    positive_weight,
+    negative_weight,
+    unlabelled_weight,
+});
 
 /// What every run wants to see, whatever its loss: token accuracy and mean log-probability on each side.
 ///
@@ -394,8 +353,18 @@ mod tests {
         let mut both = first;
         both += second;
         assert_eq!(both, [first, second].into_iter().sum());
-        let expected = [3.0, 2.0, 3.0, 2.0, 3.0, 2.0, 0.5, 0.25, 5.0];
-        assert_eq!(both.all().map(f64::to_bits), expected.map(f64::to_bits));
+        let expected = TokenCounts {
+            positive: 3.0,
+            positive_eos: 2.0,
+            negative: 3.0,
+            negative_eos: 2.0,
+            unlabelled: 3.0,
+            unlabelled_eos: 2.0,
+            positive_weight: 0.5,
+            negative_weight: 0.25,
+            unlabelled_weight: 5.0,
+        };
+        assert_eq!(both, expected);
     }
 
     #[test]
@@ -404,6 +373,26 @@ mod tests {
         let label = Tensor::from_slice(&[257i64, 0, -1 - (1 << 40)]);
         let counts = TokenCounts::of(&TokenRows { label, ..rows }).unwrap();
         assert_eq!(counts, TokenCounts::count([(-1, false), (0, true), (-1, true)]));
+    }
+
+    #[test]
+    fn counts_are_finite_and_cover_the_rows() {
+        let stats = TokenStats::new(
+            Tensor::from_slice(&[0i64, 1]),
+            Tensor::from_slice(&[-1.0f64, -2.0]),
+            Tensor::from_slice(&[true, false]),
+        );
+        let rows = TokenRows::new(&[0, 1], &[false; 2], &[1, 0], Device::Cpu).unwrap();
+        let own = TokenCounts::of(&rows).unwrap();
+        assert!(rows.check(&stats, &own).is_ok() && rows.check(&stats, &(own + own)).is_ok());
+        for negative in [0.0, f64::NAN, f64::INFINITY] {
+            let error = rows.check(&stats, &TokenCounts { negative, ..own }).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.starts_with("counts: expected sizes of the whole batch, at least this part's"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

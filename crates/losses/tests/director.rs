@@ -280,7 +280,7 @@ fn parameters_and_counts_outside_their_range_are_errors() {
         text(&Director::new(0.0), &classifier, &counts),
         "`director.gamma` is 0, expected a finite number above 0"
     );
-    for examples in [2.0, f64::NAN] {
+    for examples in [2.0, f64::NAN, f64::INFINITY] {
         let expected = "counts.examples: expected examples of the whole batch, at least this part's 3, got ";
         let got = text(&loss, &classifier, &DirectorCounts { examples, ..counts });
         assert_eq!(got, format!("{expected}{examples}"));
@@ -289,7 +289,7 @@ fn parameters_and_counts_outside_their_range_are_errors() {
         tokens: TokenCounts::default(),
         ..counts
     };
-    assert!(text(&loss, &classifier, &no_tokens).starts_with("counts: expected rows"));
+    assert!(text(&loss, &classifier, &no_tokens).starts_with("counts: expected sizes"));
     let both = Director {
         norm: -1.0,
         ..Director::new(f64::NAN)

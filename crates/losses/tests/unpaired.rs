@@ -325,7 +325,7 @@ fn what_is_missing_or_does_not_fit_is_an_error() {
                     ..batch
                 })
             },
-            "baseline: expected the finite whole-batch number that the loss subtracts from rewards, got None",
+            "baseline: expected the finite whole-batch number that the loss subtracts from rewards, got none",
         ),
         (
             |batch, run| {

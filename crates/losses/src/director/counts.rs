@@ -1,10 +1,8 @@
 //! What losses over two heads divide by.
 
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
-
 use tch::{Kind, Tensor};
 
+use crate::counts::{Counts, counts};
 use crate::{Error, Result, TokenCounts, TokenRows, TokenStats};
 
 /// Sizes of the **whole** batch, over all its micro-batches of whole examples.
@@ -31,8 +29,7 @@ impl DirectorCounts {
     pub(super) fn check(&self, stats: &TokenStats, rows: &TokenRows) -> Result<()> {
         rows.check(stats, &self.tokens)?;
         let own = examples(rows)?;
-        // Not `<`: a NaN must not pass.
-        if own <= self.examples {
+        if self.examples.covers(&own) {
             return Ok(());
         }
         let expected = format!("examples of the whole batch, at least this part's {own}");
@@ -49,28 +46,7 @@ pub(super) fn lengths(rows: &TokenRows) -> Result<Tensor> {
     Ok(rows.example.f_bincount::<Tensor>(None, rows.n_examples)?)
 }
 
-impl Add for DirectorCounts {
-    type Output = DirectorCounts;
-
-    fn add(self, other: Self) -> Self {
-        DirectorCounts {
-            examples: self.examples + other.examples,
-            tokens: self.tokens + other.tokens,
-        }
-    }
-}
-
-impl AddAssign for DirectorCounts {
-    fn add_assign(&mut self, other: Self) {
-        *self = *self + other;
-    }
-}
-
-impl Sum for DirectorCounts {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(DirectorCounts::default(), Add::add)
-    }
-}
+counts!(DirectorCounts { examples, tokens });
 
 #[cfg(test)]
 mod tests {

@@ -192,8 +192,12 @@ fn matrix(what: &'static str, tensor: &Tensor) -> Result<(i64, i64)> {
 
 fn same_float(what: &'static str, tensor: &Tensor, of: &'static str, other: &Tensor) -> Result<()> {
     let kind = tensor.f_kind()?;
-    if !matches!(kind, Kind::Double | Kind::Float | Kind::BFloat16 | Kind::Half) {
-        return Err(Error::input(what, "f64, f32, bf16 or f16", format!("{kind:?}")));
+    if !matches!(kind, Kind::Double | Kind::Float | Kind::BFloat16) {
+        return Err(Error::input(
+            what,
+            "f64, f32 or bf16 (in f16 the gradients of rare tokens are zero)",
+            format!("{kind:?}"),
+        ));
     }
     if other.f_kind()? != kind {
         let expected = format!("{kind:?}, as `{what}` is");

@@ -67,7 +67,7 @@ impl TokenOp {
     ///
     /// **Shapes**: `hidden` `[N, D]`, one state per predicted token; `embedding` `[V, D]`; `targets` `[N]`.
     ///
-    /// **Parameters**: `hidden` and `embedding` of one kind, `f64`, `f32`, `bf16` or `f16`; `targets` `i64` in
+    /// **Parameters**: `hidden` and `embedding` of one kind, `f64`, `f32` or `bf16`; `targets` `i64` in
     /// `0..V`; `needs.top_k` at most `V`; at least two tokens in the vocabulary for `needs.log1m_p`,
     /// `needs.candidate_log1m_p` and `needs.off_target`.
     ///

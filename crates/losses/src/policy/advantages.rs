@@ -183,9 +183,7 @@ pub fn group_normalised(rewards: &[&[f64]], weights: &[f64], group: usize, how: 
             what: "the list of rewards",
         });
     };
-    if let Some(problem) = how.problems().into_iter().next() {
-        return Err(problem);
-    }
+    crate::error::first(how.problems())?;
     for list in rewards {
         check(list, group)?;
         if list.len() != first.len() {

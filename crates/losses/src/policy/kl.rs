@@ -12,8 +12,8 @@ use crate::error::positive;
 use crate::token::wanted;
 use crate::{Error, Result, TokenStats};
 
-/// `k3` holds the log-ratio here from below: `e^{60}` is `1e26`, whose gradient `f32` still holds.
-const LOWEST_LOG_RATIO: f64 = -60.0;
+/// `k3` holds the log-ratio here from below: the square of `e^{40}` still fits `f32`, where norms of gradients are taken.
+const LOWEST_LOG_RATIO: f64 = -40.0;
 
 /// An estimate of `KL(π ‖ π_ref)` from the log-probabilities of a token that the policy sampled, or the KL itself.
 ///
@@ -42,7 +42,7 @@ const LOWEST_LOG_RATIO: f64 = -60.0;
 ///
 /// **Reference**: J. Schulman, "Approximating KL divergence", 2020.
 ///
-/// **Differs from the paper**: below `d = −60` `k3` stays at its value there, with no gradient, so that it is
+/// **Differs from the paper**: below `d = −40` `k3` stays at its value there, with no gradient, so that it is
 /// finite in `f32`. TRL names `abs`, `full` and `k2` (`mse`) likewise, verl writes `k1+` and `k3+` for the two with the
 /// gradient of `k2`, and trlx takes `k3` of `−d`, which is not an estimate of this KL on the policy's samples; it is left out.
 ///
@@ -113,9 +113,7 @@ impl KlEstimator {
     /// **Errors**: [`Error::Range`] for a limit of `clamp` and for `full`, which the sampled tokens do not tell;
     /// [`Error::Input`] when the two do not fit together.
     pub fn per_token(self, logp: &Tensor, reference: &Tensor, clamp: &KlClamp) -> Result<Tensor> {
-        if let Some(problem) = clamp.problems().into_iter().next() {
-            return Err(problem);
-        }
+        crate::error::first(clamp.problems())?;
         for (what, tensor) in [("logp", logp), ("reference", reference)] {
             if tensor.size() != logp.size() || tensor.device() != logp.device() || !tensor.is_floating_point() {
                 let expected = format!("{:?} on {:?}, floating point", logp.size(), logp.device());
@@ -323,11 +321,11 @@ mod tests {
                 }
             }
         }
-        // The value of k3 at -60, and from there on no gradient; just before it is the formula's.
-        let ours = of(KlEstimator::K3, &[-61.0, -59.0], &NONE);
+        // The value of k3 at -40, and from there on no gradient; just before it is the formula's.
+        let ours = of(KlEstimator::K3, &[-41.0, -39.0], &NONE);
         let relative = |ours: f64, exact: f64| (ours / exact - 1.0).abs() < 1e-9;
-        assert!(relative(ours.0[0], 60f64.exp() - 61.0) && relative(ours.0[1], 59f64.exp() - 60.0));
-        assert!(ours.1[0].abs() < 1e-12 && relative(ours.1[1], 1.0 - 59f64.exp()));
+        assert!(relative(ours.0[0], 40f64.exp() - 41.0) && relative(ours.0[1], 39f64.exp() - 40.0));
+        assert!(ours.1[0].abs() < 1e-12 && relative(ours.1[1], 1.0 - 39f64.exp()));
     }
 
     #[test]

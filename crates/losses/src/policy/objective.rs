@@ -136,9 +136,7 @@ impl Objective {
     /// **Errors**: [`Error::Range`] for a parameter outside its range or a part that does not go with the loss;
     /// [`Error::Input`] when the parts of the batch do not fit together or one is missing.
     pub fn evaluate(&self, batch: &Batch<'_>, counts: &PolicyCounts) -> Result<LossValue> {
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(problem);
-        }
+        crate::error::first(self.problems())?;
         let (stats, rows) = (batch.stats, batch.rows);
         counts.check(rows)?;
         for (what, asked) in [("stats.entropy", &stats.entropy), ("stats.kl", &stats.kl)] {

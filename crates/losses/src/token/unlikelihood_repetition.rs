@@ -379,7 +379,7 @@ mod tests {
             };
             for short in [0.0, 0.5 * (1.0 - 1e-6)] {
                 let error = evaluate(short).unwrap_err().to_string();
-                assert!(error.starts_with("counts: expected rows of the whole batch, at least"));
+                assert!(error.starts_with("counts: expected sizes of the whole batch, at least"));
             }
             assert!(evaluate(0.5 * (1.0 - 1e-14)).is_ok());
         }

@@ -37,7 +37,7 @@ fn inputs_that_do_not_fit_are_errors_with_both_sides() {
             ),
         ),
         (
-            "hidden: expected f64, f32, bf16 or f16, got Int64",
+            "hidden: expected f64, f32 or bf16 (in f16 the gradients of rare tokens are zero), got Int64",
             TokenOp::new(
                 &zeros(&[2, 4]).to_kind(Kind::Int64),
                 &zeros(&[5, 4]),
@@ -140,7 +140,7 @@ fn what_is_given_beside_the_batch_and_does_not_fit_is_an_error_with_both_sides()
             five().with_reference(&zeros(&[2, 3]), &zeros(&[5, 3]).to_kind(Kind::Double)),
         ),
         (
-            "the reference's hidden: expected f64, f32, bf16 or f16, got Int64",
+            "the reference's hidden: expected f64, f32 or bf16 (in f16 the gradients of rare tokens are zero), got Int64",
             five().with_reference(&ids(&[2, 3], 0), &ids(&[5, 3], 0)),
         ),
         (
