@@ -355,7 +355,11 @@ impl Subject {
         let value = match how.way {
             Way::Fused => {
                 let fused = self.setting.fused(&ops[0], &given).unwrap()?;
-                fused.backward()?;
+                // Two ways to hand the gradient on, each at some chunk size.
+                match how.chunk_rows {
+                    Some(1) => fused.surrogate()?.unwrap().backward(),
+                    _ => fused.backward()?,
+                }
                 fused.value
             }
             _ => {
@@ -369,6 +373,10 @@ impl Subject {
                 value
             }
         };
+        let logged = value.terms.iter().map(|(name, term)| (*name, term));
+        for (name, logged) in logged.chain([("per_example", &value.per_example)]) {
+            assert!(!logged.requires_grad(), "{}: `{name}` has a graph", self.text);
+        }
         for constant in part.constants.borrow().iter() {
             assert!(
                 !constant.grad().defined(),
