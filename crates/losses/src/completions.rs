@@ -404,6 +404,18 @@ mod tests {
     }
 
     #[test]
+    fn sums_from_elsewhere_train_the_policy_alone() {
+        let leaf = |values: [f64; 2]| Tensor::from_slice(&values).set_requires_grad(true);
+        let (logp, reference, tokens) = (leaf([-6.0, -4.0]), leaf([-5.0, -8.0]), leaf([2.0, 4.0]));
+        let completions = Completions::from_sums(&logp, Some(&reference), &tokens).unwrap();
+        let mean = completions.per_token().unwrap().log_ratio().unwrap();
+        assert_eq!(numbers(&mean), [-0.5, 1.0]);
+        mean.sum(Kind::Double).backward();
+        assert_eq!(numbers(&logp.grad()), [0.5, 0.25]);
+        assert!(!reference.grad().defined() && !tokens.grad().defined());
+    }
+
+    #[test]
     fn what_does_not_fit_is_an_error() {
         let text = |lengths: &[usize]| CompletionRows::new(lengths, Device::Cpu).unwrap_err().to_string();
         assert_eq!(text(&[]), "the batch of completions is empty");
