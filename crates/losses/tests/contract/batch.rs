@@ -49,8 +49,12 @@ pub struct Batch {
 /// Text is made of a few of the tokens, so that some repeat.
 const WORDS: usize = 5;
 
-/// What one row of an extreme batch looks like.
-const EXTREMES: [f64; 3] = [-1e4, 0.0, 1e4];
+/// Log-ratios of the completions of an extreme batch: far away; just inside of ±40, where exponents are held; and where an
+/// exponent that is held later still fits `f32`, but its square does not.
+const EXTREMES: [f64; 7] = [-1e4, -59.0, -39.0, 0.0, 39.0, 59.0, 1e4];
+
+/// What the logits of a completion of an extreme batch can look like.
+const FORMS: usize = 4;
 
 /// How large a made batch is.
 #[derive(Debug, Clone, Copy)]
@@ -105,24 +109,25 @@ impl Batch {
         batch
     }
 
-    /// Every combination, over the completions of a unit, of logits of ±1e4, of a target with probability 1 − 1e-12
-    /// or 1e-12, and of log-ratios to reference and sampling policy of −1e4, 0 and 1e4; the second head likewise.
+    /// Every combination, over the completions of a pair, of logits of ±1e4, of a target with probability 1 − 1e-12
+    /// or 1e-12, and of log-ratios to reference and sampling policy of 0, ±39, ±59 and ±1e4; the second head likewise.
     pub fn extreme(roles: &dyn Fn(usize) -> Vec<i8>) -> Batch {
         const V: i64 = 7;
         let margins = [1e4, -1e4, 0.0, 0.0, 1e4, 3.0, 9.9e3];
-        let mut batch = Batch::empty(identity(V), identity(V));
+        let mut batch = Batch::empty(scaled_identity(V), scaled_identity(V));
         let mut states: Vec<f64> = Vec::new();
         let mut shifts = Vec::new();
         // Units of different roles differ in their number of completions, too.
+        let kinds = FORMS * EXTREMES.len();
         for (unit, number) in (0..1008usize).enumerate() {
             let mut digits = number;
             for (place, role) in roles(unit).into_iter().enumerate() {
                 let length = 1 + (number + place) % 2;
                 batch.add(unit, role, &[0, 1, 2], length);
-                let (form, shift) = (digits % 4, EXTREMES[digits / 4 % 3]);
-                digits /= 12;
+                let (form, shift) = (digits % FORMS, EXTREMES[digits / FORMS % EXTREMES.len()]);
+                digits /= kinds;
                 for row in 0..length {
-                    let target = (number / 12 + 3 * place + 5 * row) % V as usize;
+                    let target = (number / kinds + 3 * place + 5 * row) % V as usize;
                     let sure = (1e12 * (V - 1) as f64).ln();
                     for (token, margin) in margins.into_iter().enumerate() {
                         let on_target = if token == target { 1.0 } else { 0.0 };
@@ -140,9 +145,9 @@ impl Batch {
                 batch.advantage.push(if role == 0 { -1.0 } else { 1.0 });
             }
         }
-        batch.states = Tensor::from_slice(&states).view([-1, V]);
+        batch.states = Tensor::from_slice(&states).view([-1, V]) / SHARE;
         batch.reference_states = batch.states.flip([0]);
-        batch.reference_embedding = identity(V);
+        batch.reference_embedding = scaled_identity(V);
         let now = batch.logps(&batch.states);
         batch.reference = now.iter().zip(&shifts).map(|(now, shift)| now - shift).collect();
         batch.old = batch.reference.clone();
@@ -201,9 +206,13 @@ impl Batch {
     }
 }
 
-/// An embedding that makes states logits.
-fn identity(n: i64) -> Tensor {
-    Tensor::eye(n, (Kind::Double, Device::Cpu))
+/// What the embedding of an extreme batch has of the size of its logits: states and embedding are of one size, and so are
+/// their gradients.
+const SHARE: f64 = 100.0;
+
+/// An embedding that makes logits of states that are so much smaller.
+fn scaled_identity(n: i64) -> Tensor {
+    Tensor::eye(n, (Kind::Double, Device::Cpu)) * SHARE
 }
 
 /// Some units of a batch, in some order: one micro-batch.

@@ -94,24 +94,37 @@ impl Setting for Objective {
             .collect()
     }
 
-    fn stops_gradients(&self) -> Option<&'static str> {
-        let estimator = self.kl.as_ref().map(|kl| kl.estimator);
-        match (estimator, &self.loss) {
-            (Some(KlEstimator::K1WithK2Gradient | KlEstimator::K3WithK2Gradient), _) => {
-                Some("the estimate of the divergence has the gradient of another")
-            }
-            (_, Loss::Cispo(_)) => Some("the ratio is a weight, detached"),
-            _ => None,
-        }
+    fn detaches(&self) -> Option<&'static str> {
+        matches!(self.loss, Loss::Cispo(_)).then_some("the ratio, a weight")
+    }
+
+    fn differentiated(&self) -> Option<Box<dyn Setting>> {
+        let kl = self.kl?;
+        let with_k2 = [KlEstimator::K1WithK2Gradient, KlEstimator::K3WithK2Gradient];
+        with_k2.contains(&kl.estimator).then(|| {
+            // The gradient of `k2` is not held.
+            let kl = KlPenalty {
+                estimator: KlEstimator::K2,
+                clamp: KlClamp::default(),
+                ..kl
+            };
+            Box::new(Objective {
+                kl: Some(kl),
+                ..self.clone()
+            }) as Box<dyn Setting>
+        })
     }
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let part = given.part;
         let rows = part.completion_rows();
         let reference = part.per_row(&part.batch.reference);
+        let old = part.per_row(&part.batch.old);
+        // A ratio to what has moved as far is the one from before.
+        let old = given.moved().map(|moved| &old + moved).unwrap_or(old);
         let batch = Batch {
             stats: &given.stats[0],
-            old: &part.per_row(&part.batch.old),
+            old: &old,
             advantage: &part.spread(&part.batch.advantage),
             reference: given.unless(Missing::Reference, &reference),
             rows: &rows,

@@ -41,8 +41,13 @@ pub trait Setting {
         false
     }
 
-    /// Why its gradient is not that of its value, where it is not.
-    fn stops_gradients(&self) -> Option<&'static str> {
+    /// What its gradient takes for a constant though it depends on the weights: [`Given::still`] holds that.
+    fn detaches(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The setting whose value has this one's gradient, where it is another.
+    fn differentiated(&self) -> Option<Box<dyn Setting>> {
         None
     }
 
@@ -73,8 +78,8 @@ pub trait Setting {
     }
 }
 
-/// Why a gradient is not that of a value: said by every loss that has the switch.
-pub const SAMPLED_TOKEN: &str = "`detach_positives` keeps the sampled token's logit out of the gradient";
+/// What is detached, by every loss that has the switch.
+pub const SAMPLED_TOKEN: &str = "the sampled token's logit";
 
 /// What a family may leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,9 +139,17 @@ pub struct Given<'a> {
     pub without: Option<Missing>,
     /// What becomes of every count of the whole batch.
     pub count: fn(f64) -> f64,
+    /// The stats that what is detached is read from, where those are not `stats`.
+    pub still: Option<&'a [TokenStats]>,
 }
 
 impl Given<'_> {
+    /// `[N]` how far the log-probabilities have moved from those that what is detached is read from.
+    pub fn moved(&self) -> Option<Tensor> {
+        let still = self.still?;
+        Some(self.stats[0].logp.detach() - still[0].logp.detach())
+    }
+
     /// Something that may be left out.
     pub fn unless<T>(&self, missing: Missing, value: T) -> Option<T> {
         (self.without != Some(missing)).then_some(value)
@@ -178,7 +191,7 @@ pub fn firsts<T>(settings: &[T], name: impl Fn(&T) -> &'static str) -> Vec<&T> {
 
 /// How a micro-batch is computed.
 #[derive(Clone, Copy)]
-pub struct How {
+pub struct How<'a> {
     pub kind: Kind,
     pub chunk_rows: Option<usize>,
     pub way: Way,
@@ -186,6 +199,8 @@ pub struct How {
     pub padded: bool,
     pub without: Option<Missing>,
     pub count: fn(f64) -> f64,
+    /// The batch before it was moved: what is detached stays as it was there.
+    pub still: Option<&'a Batch>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -198,7 +213,7 @@ pub enum Way {
     Plain,
 }
 
-impl Default for How {
+impl Default for How<'_> {
     fn default() -> Self {
         How {
             kind: Kind::Double,
@@ -207,6 +222,7 @@ impl Default for How {
             padded: false,
             without: None,
             count: |n| n,
+            still: None,
         }
     }
 }
@@ -233,7 +249,7 @@ impl Outcome {
             && self.per_unit.iter().chain(terms).all(|x| x.is_finite())
     }
 
-    /// The largest difference of any gradient, relative to its largest value.
+    /// The largest difference of any gradient, each relative to its own largest value.
     pub fn difference(&self, other: &Outcome) -> f64 {
         let pairs = self.gradients.iter().zip(&other.gradients);
         pairs.map(|(a, b)| plain::difference(a, b)).fold(0.0, f64::max)
@@ -253,12 +269,23 @@ impl Subject {
     }
 
     /// All units of a batch.
-    pub fn whole(&self, batch: &Batch, how: How) -> Result<Outcome> {
+    pub fn whole(&self, batch: &Batch, how: How<'_>) -> Result<Outcome> {
         self.run(batch, &(0..batch.units.len()).collect::<Vec<_>>(), how)
     }
 
+    /// The stats of the rows of a part, of another batch.
+    fn stats(&self, batch: &Batch, part: &Part<'_>) -> Result<Vec<TokenStats>> {
+        let hidden = batch.states.index_select(0, &Tensor::from_slice(&part.rows));
+        let targets = Tensor::from_slice(&part.targets());
+        let stats = self.setting.heads().into_iter().map(|head| {
+            assert_eq!(head.table, Table::First, "{}", self.text);
+            TokenOp::new(&hidden, &batch.embedding, &targets, &Needs { kl: None, ..head.needs })?.forward()
+        });
+        stats.collect()
+    }
+
     /// Some units of a batch, in this order.
-    pub fn run(&self, batch: &Batch, units: &[usize], how: How) -> Result<Outcome> {
+    pub fn run(&self, batch: &Batch, units: &[usize], how: How<'_>) -> Result<Outcome> {
         let leaf = |t: &Tensor| t.detach().to_kind(how.kind).set_requires_grad(true);
         let states = match how.padded {
             true => leaf(&Tensor::cat(
@@ -316,12 +343,14 @@ impl Subject {
             }
             ops.push(op);
         }
+        let still = how.still.map(|still| self.stats(still, &part)).transpose()?;
         let given = Given {
             part: &part,
             stats: &stats,
             scalars: &hidden.matmul(&embedding.get(0)),
             without: how.without,
             count: how.count,
+            still: still.as_deref(),
         };
         let value = match how.way {
             Way::Fused => {

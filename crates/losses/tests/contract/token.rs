@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 use unsay_losses::token::{Loss, Marks};
-use unsay_losses::{Card, Error, Fused, LossValue, Result, TokenCounts, TokenOp, TokenRows};
+use unsay_losses::{Card, Error, Fused, LossValue, Result, TokenCounts, TokenOp, TokenRows, TokenStats};
 
 use crate::batch::{Completion, Part};
 use crate::subject::{Given, Head, Missing, SAMPLED_TOKEN, Setting, Subject};
@@ -64,20 +64,40 @@ impl Setting for Loss {
         draws.into_iter().chain(marks).collect()
     }
 
-    fn stops_gradients(&self) -> Option<&'static str> {
-        let stops = matches!(self, Loss::Cringe(cringe) if cringe.detach_positives);
-        stops.then_some(SAMPLED_TOKEN)
+    fn detaches(&self) -> Option<&'static str> {
+        let detaches = matches!(self, Loss::Cringe(cringe) if cringe.detach_positives);
+        detaches.then_some(SAMPLED_TOKEN)
     }
 
     fn evaluate(&self, given: &Given<'_>) -> Result<LossValue> {
         let (rows, counts, draws) = inputs(self, given)?;
-        (**self).evaluate(&given.stats[0], &rows, &counts, draws.as_ref())
+        let stats = &given.stats[0];
+        let Some(still) = given.still else {
+            return (**self).evaluate(stats, &rows, &counts, draws.as_ref());
+        };
+        // The tokens that are drawn from, and their logits.
+        let stats = TokenStats {
+            target_logit: copy(&stats.target_logit),
+            top_logits: copy(&still[0].top_logits),
+            top_ids: copy(&still[0].top_ids),
+            ..TokenStats::new(
+                stats.targets.shallow_clone(),
+                stats.logp.shallow_clone(),
+                stats.correct.shallow_clone(),
+            )
+        };
+        (**self).evaluate(&stats, &rows, &counts, draws.as_ref())
     }
 
     fn fused(&self, op: &TokenOp, given: &Given<'_>) -> Option<Result<Fused>> {
         let fused = |(rows, counts, draws): Inputs| op.fused_loss(&**self, &rows, &counts, draws.as_ref());
         Some(inputs(self, given).and_then(fused))
     }
+}
+
+/// The same column.
+pub fn copy(column: &Option<Tensor>) -> Option<Tensor> {
+    column.as_ref().map(Tensor::shallow_clone)
 }
 
 /// The rows with what the loss reads from the text.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unsay_losses::{CompletionRows, Needs, TokenOp};
 
-use crate::files::{floats, integers};
+use crate::files::{floats, integers, shape};
 use crate::plain::numbers;
 
 /// `B` sequences of `T` positions over `V` tokens.
@@ -20,7 +20,9 @@ pub(crate) struct Sequences {
 impl Sequences {
     /// From two fields of a case's inputs.
     pub(crate) fn of(inputs: &Value, logits: &str, labels: &str) -> Sequences {
-        let width = inputs[labels][0].as_array().unwrap().len();
+        let table = shape(&inputs[labels]);
+        let width = table[1];
+        assert_eq!(shape(&inputs[logits])[..2], table, "logits for every label");
         let labels = integers(&inputs[labels]);
         let flat = floats(&inputs[logits]);
         let mut sequences = Sequences {

@@ -6,10 +6,10 @@ use unsay_losses::policy::kl::{KlClamp, KlEstimator};
 use unsay_losses::policy::{Aggregate, Batch, KlPenalty, Loss, Objective, PolicyCounts, Reinforce};
 use unsay_losses::{CompletionRows, TokenOp};
 
-use crate::files::{cases, close, close_to, committed, counted, floats};
-use crate::plain::numbers;
+use crate::files::{Golden, all_close, close, floats, id, shape, total};
+use crate::plain::{difference, numbers};
 
-/// What `f32` can do: the tolerance that the file suggests.
+/// What `f32` can do.
 const SINGLE: f64 = 1e-5;
 
 const FREE: KlClamp = KlClamp {
@@ -45,66 +45,69 @@ const OUTPUTS: [(&str, KlEstimator, KlClamp, Kind); 12] = [
     ("verl_k3+", KlEstimator::K3WithK2Gradient, VERL_K3, Kind::Double),
 ];
 
-fn estimates(case: &Value) -> (usize, usize) {
-    let id = case["id"].as_str().unwrap();
-    let (logps, references) = (
-        floats(&case["inputs"]["logprobs"]),
-        floats(&case["inputs"]["ref_logprobs"]),
-    );
+fn estimates(golden: &Golden, case: &Value) -> (usize, usize) {
+    let id = id(case);
+    let given = |name: &str| floats(&case["inputs"][name]);
+    let (logps, references) = (given("logprobs"), given("ref_logprobs"));
     let (mut values, mut gradients) = (0, 0);
-    assert_eq!(case["outputs"].as_object().unwrap().len(), OUTPUTS.len(), "{id}");
-    for (name, estimator, clamp, kind) in OUTPUTS {
+    for (name, theirs) in case["outputs"].as_object().unwrap() {
         let what = format!("{id} {name}");
+        let output = OUTPUTS.into_iter().find(|(own, ..)| own == name);
+        let (_, estimator, clamp, kind) = output.unwrap_or_else(|| panic!("{what}: no such estimate"));
         let logp = Tensor::from_slice(&logps).to_kind(kind).set_requires_grad(true);
         let reference = Tensor::from_slice(&references).to_kind(kind);
         let ours = estimator.per_token(&logp, &reference, &clamp).unwrap();
-        let theirs = floats(&case["outputs"][name]);
-        assert_eq!(numbers(&ours).len(), theirs.len(), "{what}");
-        for ((ours, theirs), d) in numbers(&ours).iter().zip(theirs).zip(logps.iter().zip(&references)) {
-            if kind == Kind::Double {
-                close(&what, *ours, theirs);
-            } else {
+        let theirs = floats(theirs);
+        if kind == Kind::Double {
+            all_close(&what, &numbers(&ours), &theirs, golden.exact());
+        } else {
+            let own = numbers(&ours);
+            assert_eq!([own.len(), logps.len(), references.len()], [theirs.len(); 3], "{what}");
+            for ((ours, theirs), d) in own.iter().zip(theirs).zip(logps.iter().zip(&references)) {
                 // In `f32`, the reference subtracts from `e^{−d}` what is close to it: its error is that of the
                 // larger number.
                 let rounding = f64::from(f32::EPSILON) * (1.0 + (d.1 - d.0).exp()).min(1e3);
-                let bound = SINGLE * theirs.abs() + rounding;
+                let bound = golden.rtol.max(SINGLE) * theirs.abs() + rounding;
                 assert!((ours - theirs).abs() <= bound, "{what}: {ours} is not {theirs}");
             }
-        }
-        if kind == Kind::Float {
             // Ours in `f32` against ours in `f64`: without that error.
             let wide = |x: &[f64]| Tensor::from_slice(x).to_kind(Kind::Float).to_kind(Kind::Double);
             let exact = estimator.per_token(&wide(&logps), &wide(&references), &clamp).unwrap();
-            for (ours, exact) in numbers(&ours).iter().zip(numbers(&exact)) {
-                close_to(&what, *ours, exact, SINGLE);
-            }
+            all_close(&what, &own, &numbers(&exact), SINGLE);
         }
         values += 1;
         if let Some(theirs) = case["grads"].get(format!("{name}_sum_wrt_logprob")) {
             ours.sum(kind).backward();
-            for (ours, theirs) in numbers(&logp.grad()).iter().zip(floats(theirs)) {
-                close(&format!("{what} gradient"), *ours, theirs);
-            }
+            all_close(
+                &format!("{what} gradient"),
+                &numbers(&logp.grad()),
+                &floats(theirs),
+                golden.exact(),
+            );
             gradients += 1;
         }
     }
-    assert_eq!(gradients, case["grads"].as_object().unwrap().len(), "{id}");
+    assert_eq!(
+        gradients,
+        case["grads"].as_object().map_or(0, serde_json::Map::len),
+        "{id}"
+    );
     (values, gradients)
 }
 
-#[test]
-fn golden_kl_estimators_equal_those_of_three_libraries() {
+pub(crate) fn estimators(golden: &Golden) -> (usize, usize) {
     let (mut values, mut gradients, mut full) = (0, 0, 0);
-    for case in cases("kl_estimators") {
-        if case["id"] != "full" {
-            let (v, g) = estimates(&case);
+    let rtol = golden.exact();
+    for case in &golden.cases {
+        if case["inputs"].get("logprobs_all").is_none() {
+            let (v, g) = estimates(golden, case);
             values += v;
             gradients += g;
             continue;
         }
         // The whole distributions: log-probabilities are logits, and the op has the KL as a column.
-        let all = case["inputs"]["logprobs_all"].as_array().unwrap();
-        let v = all[0][0].as_array().unwrap().len() as i64;
+        let id = id(case);
+        let v = shape(&case["inputs"]["logprobs_all"])[2] as i64;
         let of = |name: &str| Tensor::from_slice(&floats(&case["inputs"][name])).view([-1, v]);
         let (policy, reference) = (of("logprobs_all"), of("ref_logprobs_all"));
         let identity = Tensor::eye(v, (Kind::Double, Device::Cpu));
@@ -122,12 +125,8 @@ fn golden_kl_estimators_equal_those_of_three_libraries() {
         let op = TokenOp::new(&hidden, &identity, &targets, &objective.needs()).unwrap();
         let op = op.with_reference(&reference, &identity).unwrap();
         let stats = op.forward().unwrap();
-        let ours = numbers(stats.kl.as_ref().unwrap());
         let theirs = floats(&case["outputs"]["trl_legacy_full"]);
-        assert_eq!(ours.len(), theirs.len());
-        for (ours, theirs) in ours.iter().zip(&theirs) {
-            close("full", *ours, *theirs);
-        }
+        all_close(id, &numbers(stats.kl.as_ref().unwrap()), &theirs, rtol);
         // As a penalty, on tokens of no advantage: its mean, with the gradient that autograd has through all scores.
         let rows = CompletionRows::new(&vec![1; theirs.len()], Device::Cpu).unwrap();
         let batch = Batch {
@@ -139,27 +138,24 @@ fn golden_kl_estimators_equal_those_of_three_libraries() {
         };
         let value = objective.evaluate(&batch, &PolicyCounts::of(&rows)).unwrap();
         let mean = theirs.iter().sum::<f64>() / theirs.len() as f64;
-        close("full penalty", value.total.double_value(&[]), 0.5 * mean);
+        close(&format!("{id} penalty"), total(&value), 0.5 * mean, rtol);
         value.total.backward();
         op.surrogate(&stats).unwrap().backward();
         let plain = policy.detach().set_requires_grad(true);
         let logps = plain.log_softmax(-1, None);
         let divergence = logps.exp() * (&logps - reference.log_softmax(-1, None));
         (divergence.sum(Kind::Double) * (0.5 / theirs.len() as f64)).backward();
-        assert!(numbers(&plain.grad()).iter().any(|x| x.abs() > 1e-3));
-        for (ours, plain) in numbers(&hidden.grad()).iter().zip(numbers(&plain.grad())) {
-            assert!((ours - plain).abs() < 1e-12, "{ours} is not {plain}");
-        }
+        assert!(numbers(&plain.grad()).iter().any(|x| x.abs() > 0.0));
+        let what = format!("{id} gradient of the penalty");
+        assert!(difference(&hidden.grad(), &plain.grad()) < 1e-12, "{what}");
         // On average over the policy's distribution, k1 and k3 are the same number.
         for estimator in [KlEstimator::K1, KlEstimator::K3] {
             let each = estimator.per_token(&policy, &reference, &FREE).unwrap();
             let mean = (policy.exp() * each).sum_dim_intlist([-1i64].as_slice(), false, None);
-            for (ours, theirs) in numbers(&mean).iter().zip(&theirs) {
-                close(&format!("full {estimator:?}"), *ours, *theirs);
-            }
+            all_close(&format!("{id} {estimator:?}"), &numbers(&mean), &theirs, rtol);
         }
         full += 1;
     }
-    counted("kl_estimators", (cases("kl_estimators").len(), 0), (4, 0));
-    assert!((values, gradients, full) == (36, 18, 1) || !committed());
+    assert!((values, gradients, full) == (36, 18, 1) || !golden.committed);
+    (golden.cases.len(), 0)
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 use unsay_losses::scores::{BestChoice, BradleyTerry, Loss, ScoreCounts, Scores};
 
-use crate::files::{cases, close, committed, counted, floats, integers};
+use crate::files::{Golden, all_close, close, floats, id, integers, number, shape, term, total};
 use crate::plain::numbers;
 
 fn leaf(values: &[f64]) -> Tensor {
@@ -12,57 +12,53 @@ fn leaf(values: &[f64]) -> Tensor {
 }
 
 /// Value and terms over the whole batch, with gradients left on the leaves.
-fn run(id: &str, loss: &Loss, scores: &Scores<'_>, outputs: &Value) -> usize {
+fn run(id: &str, loss: &Loss, scores: &Scores<'_>, outputs: &Value, rtol: f64) -> usize {
     let value = loss.evaluate(scores, &ScoreCounts::of(scores)).unwrap();
     value.total.backward();
     let each = value.per_example.sum(Kind::Double).double_value(&[]);
-    close(&format!("{id} per answer"), each, value.total.double_value(&[]));
+    close(&format!("{id} per answer"), each, total(&value), rtol);
     let mut terms = 0;
     for (theirs, ours) in [("accuracy", "accuracy"), ("margin_mean", "score_margin")] {
         let Some(theirs) = outputs[theirs].as_f64() else {
             continue;
         };
-        let ours = value.terms.iter().find(|(name, _)| *name == ours).unwrap();
-        close(&format!("{id} {}", ours.0), ours.1.double_value(&[]), theirs);
+        close(&format!("{id} {ours}"), term(&value, ours), theirs, rtol);
         terms += 1;
     }
-    close(id, value.total.double_value(&[]), outputs["loss"].as_f64().unwrap());
+    close(id, total(&value), number(&outputs["loss"]), rtol);
     terms
 }
 
-fn same(id: &str, ours: &Tensor, theirs: &[f64]) {
-    let ours = numbers(ours);
-    assert_eq!(ours.len(), theirs.len(), "{id}");
-    for (ours, theirs) in ours.iter().zip(theirs) {
-        close(&format!("{id} gradient"), *ours, *theirs);
-    }
-}
-
-#[test]
-fn golden_reward_models_equal_the_references() {
-    let (mut compared, mut terms) = (0, 0);
-    for case in cases("reward_model_loss") {
-        let id = case["id"].as_str().unwrap();
-        let (inputs, grads) = (&case["inputs"], &case["grads"]);
-        compared += 1;
-        if id == "lmhp_best_of_4" {
+pub(crate) fn reward_models(golden: &Golden) -> (usize, usize) {
+    let mut terms = 0;
+    for case in &golden.cases {
+        let (id, inputs, grads) = (id(case), &case["inputs"], &case["grads"]);
+        let what = format!("{id} gradient");
+        if inputs.get("rewards").is_some() {
+            let answers = shape(&inputs["rewards"])[1];
             let scores = leaf(&floats(&inputs["rewards"]));
             let best = Tensor::from_slice(&integers(&inputs["best"]));
-            let table = scores.view([-1, 4]);
+            let table = scores.view([-1, answers as i64]);
             let choices = Scores::Choices {
                 scores: &table,
                 best: &best,
             };
-            terms += run(id, &Loss::BestChoice(BestChoice {}), &choices, &case["outputs"]);
-            same(id, &scores.grad(), &floats(&grads["loss_wrt_rewards"]));
+            let loss = Loss::BestChoice(BestChoice {});
+            terms += run(id, &loss, &choices, &case["outputs"], golden.rtol);
+            all_close(
+                &what,
+                &numbers(&scores.grad()),
+                &floats(&grads["loss_wrt_rewards"]),
+                golden.rtol,
+            );
             continue;
         }
         // One reference scores with the second of two logits.
-        let two_logits = id == "halos_two_logit_head";
+        let two_logits = inputs.get("chosen_logits").is_some();
         let side = |name: &str| {
-            leaf(&floats(
-                &inputs[format!("{name}{}", if two_logits { "_logits" } else { "" })],
-            ))
+            let list = &inputs[format!("{name}{}", if two_logits { "_logits" } else { "" })];
+            assert!(!two_logits || shape(list)[1] == 2, "{id}");
+            leaf(&floats(list))
         };
         let score = |side: &Tensor| match two_logits {
             true => side.view([-1, 2]).select(1, 1),
@@ -78,19 +74,15 @@ fn golden_reward_models_equal_the_references() {
             margin: margin.as_ref(),
         };
         let centre = case["params"]["center_rewards_coefficient"].as_f64().unwrap_or(0.0);
-        terms += run(
-            id,
-            &Loss::BradleyTerry(BradleyTerry { centre }),
-            &pairs,
-            &case["outputs"],
-        );
+        let loss = Loss::BradleyTerry(BradleyTerry { centre });
+        terms += run(id, &loss, &pairs, &case["outputs"], golden.rtol);
         let both = Tensor::cat(&[chosen.grad(), rejected.grad()], 0);
         let theirs = match grads.get("loss_wrt_logits_chosen_then_rejected") {
             Some(both) => floats(both),
             None => [floats(&grads["loss_wrt_chosen"]), floats(&grads["loss_wrt_rejected"])].concat(),
         };
-        same(id, &both, &theirs);
+        all_close(&what, &numbers(&both), &theirs, golden.rtol);
     }
-    counted("reward_model_loss", (compared, 0), (10, 0));
-    assert!(terms == 9 || !committed());
+    assert!(terms == 9 || !golden.committed);
+    (golden.cases.len(), 0)
 }

@@ -9,7 +9,7 @@ use unsay_losses::unpaired::{
 use unsay_losses::{CompletionRows, LossValue, RunningMean, TokenStats, mismatched_kl};
 
 use crate::causal::Sequences;
-use crate::files::{TOLERANCE, cases, close, close_to, counted, floats};
+use crate::files::{Golden, all_close, close, floats, id, number, rows_of, shape, term, total};
 use crate::plain::numbers;
 
 /// Stats of log-probabilities that a file gives as numbers: a leaf, and nothing else known.
@@ -32,6 +32,10 @@ struct Given {
 
 impl Given {
     fn new(policy: [Vec<f64>; 2], reference: [Vec<f64>; 2], tokens: usize) -> Given {
+        assert_eq!(
+            [0, 1].map(|side| policy[side].len()),
+            [0, 1].map(|side| reference[side].len())
+        );
         let [n_desirable, n_undesirable] = [0, 1].map(|side| policy[side].len() / tokens);
         Given {
             stats: stats_of(&policy.concat()),
@@ -66,41 +70,40 @@ impl Given {
 }
 
 /// Compares losses per completion, their mean and the gradient of the mean with respect to the log-probabilities.
-fn compare(id: &str, given: &Given, value: &LossValue, case: &Value, gradient: [&str; 2], tolerance: f64) {
+fn compare(golden: &Golden, case: &Value, given: &Given, value: &LossValue, gradient: [&str; 2]) {
+    let (id, rtol) = (id(case), golden.rtol);
     let theirs = floats(&case["outputs"]["losses"]);
     let n = theirs.len() as f64;
-    let ours = numbers(&value.per_example);
-    assert_eq!(ours.len(), theirs.len());
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        close_to(id, ours * n, *theirs, tolerance);
-    }
-    let mean = theirs.iter().sum::<f64>() / n;
-    close_to(id, value.total.double_value(&[]), mean, tolerance);
+    let ours: Vec<f64> = numbers(&value.per_example).iter().map(|x| x * n).collect();
+    all_close(id, &ours, &theirs, rtol);
+    close(id, total(value), theirs.iter().sum::<f64>() / n, rtol);
     if let Some(theirs) = case["outputs"].get("loss_nanmean") {
-        close_to(id, value.total.double_value(&[]), theirs.as_f64().unwrap(), tolerance);
+        close(id, total(value), number(theirs), rtol);
     }
     let theirs = gradient.map(|key| floats(&case["grads"][key])).concat();
-    let ours = numbers(&given.stats.logp.grad());
-    assert_eq!(ours.len(), theirs.len());
-    for (ours, theirs) in ours.iter().zip(theirs) {
-        close_to(&format!("{id} gradient"), *ours, theirs, tolerance);
-    }
+    all_close(
+        &format!("{id} gradient"),
+        &numbers(&given.stats.logp.grad()),
+        &theirs,
+        rtol,
+    );
 }
 
 /// Compares rewards per completion and their means in the terms.
-fn compare_rewards(id: &str, rewards: &[f64], value: &LossValue, theirs: [Vec<f64>; 2]) {
-    assert_eq!(rewards.len(), theirs.concat().len());
-    for (ours, theirs) in rewards.iter().zip(theirs.concat()) {
-        close(&format!("{id} reward"), *ours, theirs);
-    }
-    let names = ["reward_desirable", "reward_undesirable"];
-    for (name, theirs) in names.into_iter().zip(theirs) {
-        let term = value.terms.iter().find(|(own, _)| *own == name);
-        assert_eq!(term.is_some(), !theirs.is_empty(), "{id} {name}");
-        if let Some((_, ours)) = term {
-            let mean = theirs.iter().sum::<f64>() / theirs.len() as f64;
-            close(&format!("{id} {name}"), ours.double_value(&[]), mean);
+fn compare_rewards(golden: &Golden, case: &Value, rewards: &[f64], value: &LossValue, scale: f64) {
+    let (id, rtol) = (id(case), golden.exact());
+    let theirs = ["chosen_rewards", "rejected_rewards"].map(|key| -> Vec<f64> {
+        let theirs = floats(&case["outputs"][key]);
+        theirs.iter().map(|reward| scale * reward).collect()
+    });
+    all_close(&format!("{id} reward"), rewards, &theirs.concat(), rtol);
+    for (name, theirs) in ["reward_desirable", "reward_undesirable"].into_iter().zip(theirs) {
+        if theirs.is_empty() {
+            assert!(value.terms.iter().all(|(own, _)| *own != name), "{id} {name}");
+            continue;
         }
+        let mean = theirs.iter().sum::<f64>() / theirs.len() as f64;
+        close(&format!("{id} {name}"), term(value, name), mean, rtol);
     }
 }
 
@@ -118,12 +121,10 @@ fn trl(inputs: &Value) -> Given {
     )
 }
 
-#[test]
-fn golden_kto_and_apo_zero_unpaired_equal_trl() {
-    let mut compared = 0;
-    for case in cases("kto_trl024") {
-        let id = case["id"].as_str().unwrap();
-        let parameter = |name: &str| case["params"][name].as_f64().unwrap();
+pub(crate) fn kto_trl(golden: &Golden) -> (usize, usize) {
+    for case in &golden.cases {
+        let id = id(case);
+        let parameter = |name: &str| number(&case["params"][name]);
         let inputs = &case["inputs"];
         let (beta, desirable_weight, undesirable_weight) = (
             parameter("beta"),
@@ -131,12 +132,12 @@ fn golden_kto_and_apo_zero_unpaired_equal_trl() {
             parameter("undesirable_weight"),
         );
         let given = trl(inputs);
-        let kl = case["outputs"]["kl"].as_f64().unwrap();
+        let kl = number(&case["outputs"]["kl"]);
         let (loss, baseline) = match case["params"]["loss_type"].as_str().unwrap() {
             "kto" => {
-                let logps = ["policy_kl_logps", "ref_kl_logps"].map(|key| Tensor::from_slice(&floats(&inputs[key])));
-                let ours = mismatched_kl(&logps[0], &logps[1]).unwrap();
-                close(&format!("{id} kl"), ours, kl);
+                let logps = ["policy_kl_logps", "ref_kl_logps"].map(|key| floats(&inputs[key]));
+                let ours = kl_of(&logps);
+                close(&format!("{id} kl"), ours, kl, golden.rtol);
                 let loss = Loss::Kto(Kto {
                     beta,
                     desirable_weight,
@@ -145,6 +146,7 @@ fn golden_kto_and_apo_zero_unpaired_equal_trl() {
                 (loss, Some(ours))
             }
             "apo_zero_unpaired" => {
+                close(&format!("{id} has no kl"), 0.0, kl, golden.rtol);
                 let loss = Loss::ApoZeroUnpaired(ApoZeroUnpaired {
                     beta,
                     desirable_weight,
@@ -155,38 +157,49 @@ fn golden_kto_and_apo_zero_unpaired_equal_trl() {
             other => panic!("{id}: {other}"),
         };
         let value = given.run(&loss, baseline);
-        compare(id, &given, &value, &case, TRL_GRADIENTS, TOLERANCE);
+        compare(golden, case, &given, &value, TRL_GRADIENTS);
         let rewards = numbers(&loss.rewards(&given.labelled(&loss)).unwrap());
-        let theirs = ["chosen_rewards", "rejected_rewards"].map(|key| floats(&case["outputs"][key]));
-        compare_rewards(id, &rewards, &value, theirs);
-        compared += 1;
+        compare_rewards(golden, case, &rewards, &value, 1.0);
     }
-    counted("kto_trl024", (compared, 0), (6, 0));
+    (golden.cases.len(), 0)
 }
 
-#[test]
-fn golden_kto_equals_halos_token_by_token() {
-    let mut compared = 0;
-    for case in cases("kto_halos") {
-        let id = case["id"].as_str().unwrap();
-        let beta = case["params"]["beta"].as_f64().unwrap();
-        let inputs = &case["inputs"];
-        let sums = |key: &str| -> Vec<f64> {
-            let rows = inputs[key].as_array().unwrap();
-            rows.iter().map(|row| floats(row).iter().sum()).collect()
-        };
-        let width = inputs["policy_kl"][0].as_array().unwrap().len();
+/// What mismatched completions say of the KL: log-probabilities of the policy and of the reference.
+fn kl_of([policy, reference]: &[Vec<f64>; 2]) -> f64 {
+    assert_eq!(policy.len(), reference.len());
+    mismatched_kl(&Tensor::from_slice(policy), &Tensor::from_slice(reference)).unwrap()
+}
+
+pub(crate) fn kto_halos(golden: &Golden) -> (usize, usize) {
+    for case in &golden.cases {
+        let (id, inputs) = (id(case), &case["inputs"]);
+        let beta = number(&case["params"]["beta"]);
+        let sums = |key: &str| -> Vec<f64> { rows_of(&inputs[key]).iter().map(|row| row.iter().sum()).collect() };
+        assert_eq!(shape(&inputs["policy_kl"]), shape(&inputs["ref_kl"]), "{id}");
+        let width = shape(&inputs["policy_kl"])[1];
         // Rows with a log-ratio of exactly 0 are left out there.
         let (policy, reference): (Vec<f64>, Vec<f64>) = (sums("policy_kl").into_iter())
             .zip(sums("ref_kl"))
             .filter(|(policy, reference)| (policy - reference).abs() > 0.0)
             .unzip();
-        let baseline = mismatched_kl(&Tensor::from_slice(&policy), &Tensor::from_slice(&reference)).unwrap();
-        close(&format!("{id} kl"), baseline, case["outputs"]["kl"].as_f64().unwrap());
+        let baseline = kl_of(&[policy, reference]);
+        close(
+            &format!("{id} kl"),
+            baseline,
+            number(&case["outputs"]["kl"]),
+            golden.rtol,
+        );
         // A masked token has log-probability 0 on both sides, so it is like one that is certain.
+        let of = |keys: [&str; 2]| {
+            keys.map(|key| {
+                assert!(matches!(shape(&inputs[key])[..], [0] | [_, _]), "{id} {key}");
+                assert!(rows_of(&inputs[key]).iter().all(|row| row.len() == width), "{id} {key}");
+                floats(&inputs[key])
+            })
+        };
         let given = Given::new(
-            ["policy_chosen", "policy_rejected"].map(|key| floats(&inputs[key])),
-            ["ref_chosen", "ref_rejected"].map(|key| floats(&inputs[key])),
+            of(["policy_chosen", "policy_rejected"]),
+            of(["ref_chosen", "ref_rejected"]),
             width,
         );
         let loss = Loss::Kto(Kto {
@@ -196,77 +209,72 @@ fn golden_kto_equals_halos_token_by_token() {
         });
         let value = given.run(&loss, Some(baseline));
         let gradients = ["loss_mean_wrt_policy_chosen", "loss_mean_wrt_policy_rejected"];
-        compare(id, &given, &value, &case, gradients, TOLERANCE);
+        compare(golden, case, &given, &value, gradients);
         // Their rewards are log-ratios.
         let rewards = numbers(&loss.rewards(&given.labelled(&loss)).unwrap());
-        let theirs = ["chosen_rewards", "rejected_rewards"]
-            .map(|key| floats(&case["outputs"][key]).iter().map(|ratio| beta * ratio).collect());
-        compare_rewards(id, &rewards, &value, theirs);
-        compared += 1;
+        compare_rewards(golden, case, &rewards, &value, beta);
     }
-    counted("kto_halos", (compared, 0), (4, 0));
+    (golden.cases.len(), 0)
 }
 
-#[test]
-fn golden_bco_equals_trl_over_the_steps_of_a_run() {
-    // The file's tolerance: the reference keeps the running mean in `f32`.
-    let tolerance = 1e-6;
+/// Consecutive steps of one run. The reference keeps the running mean in `f32`, and so the file suggests its tolerance. It
+/// also keeps a variance, which no loss reads.
+pub(crate) fn bco(golden: &Golden) -> (usize, usize) {
     let mut mean = RunningMean::default();
     let mut seen = 0.0;
-    let mut compared = 0;
-    for case in cases("bco_trl024") {
-        let id = case["id"].as_str().unwrap();
+    for case in &golden.cases {
+        let (id, running) = (id(case), &case["outputs"]["running"]);
         let loss = Loss::Bco(Bco {
-            beta: case["params"]["beta"].as_f64().unwrap(),
+            beta: number(&case["params"]["beta"]),
             density_ratios: false,
         });
         let given = trl(&case["inputs"]);
         let rewards = numbers(&loss.rewards(&given.labelled(&loss)).unwrap());
         mean.update(&rewards).unwrap();
         seen += rewards.len() as f64;
-        let outputs = &case["outputs"];
-        close_to(id, mean.mean(), outputs["delta"].as_f64().unwrap(), tolerance);
-        close(id, seen, outputs["running"]["count"].as_f64().unwrap());
+        close(id, mean.mean(), number(&case["outputs"]["delta"]), golden.rtol);
+        close(id, mean.mean(), number(&running["mean"]), golden.rtol);
+        close(id, seen, number(&running["count"]), golden.exact());
         let value = given.run(&loss, Some(mean.mean()));
-        compare(id, &given, &value, &case, TRL_GRADIENTS, tolerance);
-        compared += 1;
+        compare(golden, case, &given, &value, TRL_GRADIENTS);
     }
-    counted("bco_trl024", (compared, 0), (5, 0));
+    (golden.cases.len(), 0)
 }
 
-#[test]
-fn golden_npo_and_simnpo_equal_open_unlearning_from_logits() {
-    let mut compared = 0;
-    for case in cases("npo") {
-        let id = case["id"].as_str().unwrap();
+pub(crate) fn npo(golden: &Golden) -> (usize, usize) {
+    for case in &golden.cases {
+        let id = id(case);
         let (kind, beta) = (
             case["params"]["kind"].as_str().unwrap(),
-            case["params"]["beta"].as_f64().unwrap(),
+            number(&case["params"]["beta"]),
         );
         let inputs = &case["inputs"];
         let forget = Sequences::of(inputs, "policy_logits", "labels");
         let reference = Sequences::of(inputs, "ref_logits", "labels");
-        for (ours, theirs) in forget.sums().iter().zip(floats(&case["outputs"]["forget_nll_sum"])) {
-            close(&format!("{id} nll"), -ours, theirs);
-        }
-        let theirs = case["outputs"]["loss"].as_f64().unwrap();
+        let nll: Vec<f64> = forget.sums().iter().map(|sum| -sum).collect();
+        all_close(
+            &format!("{id} nll"),
+            &nll,
+            &floats(&case["outputs"]["forget_nll_sum"]),
+            golden.rtol,
+        );
+        let theirs = number(&case["outputs"]["loss"]);
         let gradient = floats(&case["grads"]["loss_wrt_policy_logits"]);
         let compare_gradient = |ours: &Tensor| {
-            let ours = numbers(ours);
-            assert_eq!(ours.len(), gradient.len());
-            for (ours, theirs) in ours.iter().zip(&gradient) {
-                close(&format!("{id} gradient"), *ours, *theirs);
-            }
+            all_close(&format!("{id} gradient"), &numbers(ours), &gradient, golden.rtol);
         };
         let loss = match kind {
             "npo" => Loss::Npo(Npo { beta }),
-            // The reference also counts a first label, which no logits predict. No case has one.
+            // The reference also counts a first label, which no logits predict. Cases must have none.
             "simnpo" => {
                 let first = inputs["labels"].as_array().unwrap().iter().map(|row| &row[0]);
-                assert!(first.into_iter().all(|label| label == -100), "{id}");
+                assert!(
+                    first.into_iter().all(|label| label == -100),
+                    "{id}: a first label counts"
+                );
                 Loss::Simnpo(Simnpo {
                     beta,
-                    delta: case["params"]["delta"].as_f64().unwrap(),
+                    delta: number(&case["params"]["delta"]),
                 })
             }
             // Not DPO: they scale it by 2/beta, as NPO.
@@ -290,12 +298,11 @@ fn golden_npo_and_simnpo_equal_open_unlearning_from_logits() {
                 };
                 let value = objective.evaluate(&batch, &PairCounts::of(&rows)).unwrap();
                 let scaled = value.total * (2.0 / beta);
-                close(id, scaled.double_value(&[]), theirs);
+                close(id, scaled.double_value(&[]), theirs, golden.rtol);
                 scaled.backward();
                 op.surrogate(&stats).unwrap().backward();
                 let own = leaf.grad().narrow(0, win_positions, forget.logits.size()[0]);
                 compare_gradient(&own);
-                compared += 1;
                 continue;
             }
             other => panic!("{id}: {other}"),
@@ -315,11 +322,10 @@ fn golden_npo_and_simnpo_equal_open_unlearning_from_logits() {
         };
         let counts = UnpairedCounts::of(&rows, &desirable).unwrap();
         let value = objective.evaluate(&batch, &counts).unwrap();
-        close(id, value.total.double_value(&[]), theirs);
+        close(id, total(&value), theirs, golden.rtol);
         value.total.backward();
         op.surrogate(&stats).unwrap().backward();
         compare_gradient(&leaf.grad());
-        compared += 1;
     }
-    counted("npo", (compared, 0), (5, 0));
+    (golden.cases.len(), 0)
 }

@@ -8,27 +8,14 @@ use unsay_losses::paired::{
 use unsay_losses::token::{Nll, TokenLoss};
 use unsay_losses::{CompletionRows, Completions, LossValue, TokenCounts, TokenOp, TokenRows};
 
-use crate::files::{cases, close, counted, floats, integers, rows_of};
+use crate::files::{Golden, all_close, close, floats, id, integers, number, rows_of, shape, term, total};
 use crate::plain::numbers;
-use crate::token::{candidates, draw_for};
+use crate::tokens::{candidates, draw_for};
 
-fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap()
-}
-
-fn all_close(what: &str, ours: &[f64], theirs: &Value) {
-    let theirs = floats(theirs);
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    for (at, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
-        close(&format!("{what} {at}"), *ours, theirs);
-    }
-}
-
-#[test]
-fn golden_simpo_alphapo_cpo_and_ipo_without_a_reference_equal_both_references() {
-    let mut compared = 0;
-    for case in cases("simpo_cpo") {
-        let id = case["id"].as_str().unwrap();
+pub(crate) fn simpo_cpo(golden: &Golden) -> (usize, usize) {
+    let rtol = golden.rtol;
+    for case in &golden.cases {
+        let id = id(case);
         let params = &case["params"];
         let (beta, label_smoothing) = (number(&params["beta"]), number(&params["label_smoothing"]));
         // TRL divides `simpo_gamma` by beta; the authors' code takes the ratio.
@@ -79,27 +66,23 @@ fn golden_simpo_alphapo_cpo_and_ipo_without_a_reference_equal_both_references() 
         values.mean(Kind::Double).backward();
         let (reward_chosen, reward_rejected) = loss.rewards(&pairs).unwrap();
         let outputs = &case["outputs"];
-        all_close(id, &numbers(&values), &outputs["losses"]);
-        all_close(
-            &format!("{id} chosen reward"),
-            &numbers(&reward_chosen),
-            &outputs["chosen_rewards"],
-        );
-        all_close(
-            &format!("{id} rejected reward"),
-            &numbers(&reward_rejected),
-            &outputs["rejected_rewards"],
-        );
-        for (name, logp) in [("chosen", chosen), ("rejected", rejected)] {
+        all_close(id, &numbers(&values), &floats(&outputs["losses"]), rtol);
+        for (name, logp, rewards) in [
+            ("chosen", chosen, reward_chosen),
+            ("rejected", rejected, reward_rejected),
+        ] {
+            let theirs = floats(&outputs[format!("{name}_rewards")]);
+            all_close(&format!("{id} {name} reward"), &numbers(&rewards), &theirs, rtol);
+            let theirs = floats(&case["grads"][format!("loss_mean_wrt_policy_{name}_logps")]);
             all_close(
                 &format!("{id} gradient of {name}"),
                 &numbers(&logp.grad()),
-                &case["grads"][format!("loss_mean_wrt_policy_{name}_logps")],
+                &theirs,
+                rtol,
             );
         }
-        compared += 1;
     }
-    counted("simpo_cpo", (compared, 0), (10, 0));
+    (golden.cases.len(), 0)
 }
 
 /// Rows of a table of logits `[B, T, V]`: those that predict something, completion after completion.
@@ -114,19 +97,20 @@ struct Rows {
 impl Rows {
     /// From the target that each row of logits predicts, where it does.
     fn new(targets: &[Vec<Option<i64>>]) -> Self {
-        let width = targets[0].len();
+        let mut start = 0;
         let mut rows = Rows {
             at: Vec::new(),
             targets: Vec::new(),
             lengths: Vec::new(),
         };
-        for (completion, targets) in targets.iter().enumerate() {
+        for targets in targets {
             rows.lengths.push(targets.iter().flatten().count());
             for (position, target) in targets.iter().enumerate() {
                 let Some(target) = target else { continue };
-                rows.at.push((completion * width + position) as i64);
+                rows.at.push((start + position) as i64);
                 rows.targets.push(*target);
             }
+            start += targets.len();
         }
         rows
     }
@@ -158,34 +142,27 @@ impl Rows {
 }
 
 /// A leaf `[rows, width]` of a nested list of logits.
-fn leaf(value: &Value, width: usize) -> Tensor {
+fn leaf(value: &Value) -> Tensor {
+    let width = shape(value)[2] as i64;
     Tensor::from_slice(&floats(value))
-        .view([-1, width as i64])
+        .view([-1, width])
         .set_requires_grad(true)
 }
 
-fn term(value: &LossValue, name: &str) -> f64 {
-    value
-        .terms
-        .iter()
-        .find(|(n, _)| *n == name)
-        .unwrap()
-        .1
-        .double_value(&[])
-}
-
-#[test]
-fn golden_orpo_equals_the_reference_with_the_likelihood_of_the_prompt_added() {
-    let mut compared = 0;
-    for case in cases("orpo_trl024") {
-        let id = case["id"].as_str().unwrap();
+pub(crate) fn orpo(golden: &Golden) -> (usize, usize) {
+    let rtol = golden.rtol;
+    for case in &golden.cases {
+        let id = id(case);
         let (inputs, outputs) = (&case["inputs"], &case["outputs"]);
         let loss = Orpo {
             beta: number(&case["params"]["beta"]),
         };
-        let lists = |name: &str| -> Vec<Vec<i64>> { inputs[name].as_array().unwrap().iter().map(integers).collect() };
+        let table = shape(&inputs["logits"]);
+        let lists = |name: &str| -> Vec<Vec<i64>> {
+            assert_eq!(shape(&inputs[name]), table[..2], "{id} {name}");
+            inputs[name].as_array().unwrap().iter().map(integers).collect()
+        };
         let (ids, kept, labels) = (lists("input_ids"), lists("attention_mask"), lists("labels"));
-        let width = inputs["logits"][0][0].as_array().unwrap().len();
 
         // The shift: logits at a position predict the next token. In completions the labels say which tokens count.
         let shifted = |of: &dyn Fn(usize, usize) -> Option<i64>, completions: usize| -> Vec<Vec<Option<i64>>> {
@@ -197,22 +174,32 @@ fn golden_orpo_equals_the_reference_with_the_likelihood_of_the_prompt_added() {
         let completions = Rows::new(&shifted(&of_completion, ids.len()));
         let n_pairs = ids.len() / 2;
         let whole = Rows::new(&shifted(&of_prompt_too, n_pairs));
-        assert!(whole.at.len() > completions.lengths[..n_pairs].iter().sum::<usize>());
+        assert!(whole.at.len() >= completions.lengths[..n_pairs].iter().sum::<usize>());
 
         // Our objective, whose likelihood is that of the completion.
-        let logits = leaf(&inputs["logits"], width);
+        let logits = leaf(&inputs["logits"]);
         let (value, pairs) = completions.run(&logits, &Objective::from(Loss::Orpo(loss)), None);
         let odds = loss.values(&pairs).unwrap();
-        all_close(id, &numbers(&odds.neg()), &outputs["beta_log_sigmoid_log_odds"]);
+        let theirs = floats(&outputs["beta_log_sigmoid_log_odds"]);
+        all_close(id, &numbers(&odds.neg()), &theirs, rtol);
+        // The mean of log σ of the log-odds.
+        let mean = -odds.mean(Kind::Double).double_value(&[]) / loss.beta;
+        close(id, mean, number(&outputs["log_odds_ratio"]), rtol);
         let own_nll: f64 =
             -numbers(&pairs.chosen.logp).iter().sum::<f64>() / numbers(&pairs.chosen.tokens).iter().sum::<f64>();
         close(
             &format!("{id} with our likelihood"),
-            value.total.double_value(&[]),
+            total(&value),
             odds.mean(Kind::Double).double_value(&[]) + own_nll,
+            rtol,
         );
-        close(id, term(&value, "nll_chosen"), own_nll);
-        close(id, term(&value, "log_odds_ratio"), number(&outputs["log_odds_chosen"]));
+        close(id, term(&value, "nll_chosen"), own_nll, rtol);
+        close(
+            id,
+            term(&value, "log_odds_ratio"),
+            number(&outputs["log_odds_chosen"]),
+            rtol,
+        );
         let means = Tensor::cat(
             &[
                 &pairs.chosen.logp / &pairs.chosen.tokens,
@@ -220,10 +207,10 @@ fn golden_orpo_equals_the_reference_with_the_likelihood_of_the_prompt_added() {
             ],
             0,
         );
-        all_close(id, &numbers(&means), &outputs["avg_logps"]);
+        all_close(id, &numbers(&means), &floats(&outputs["avg_logps"]), rtol);
 
         // The reference's: the odds of the completions, the likelihood of prompt and completion.
-        let logits = leaf(&inputs["logits"], width);
+        let logits = leaf(&inputs["logits"]);
         let op = completions.op(&logits, &loss.needs());
         let stats = op.forward().unwrap();
         let rows = CompletionRows::new(&completions.lengths, Device::Cpu).unwrap();
@@ -241,42 +228,47 @@ fn golden_orpo_equals_the_reference_with_the_likelihood_of_the_prompt_added() {
             .total;
         nll.backward();
         op.surrogate(&stats).unwrap().backward();
-        close(id, nll.double_value(&[]), number(&outputs["nll_loss"]));
-        close(id, (odds + nll).double_value(&[]), number(&outputs["loss"]));
-        all_close(id, &numbers(&logits.grad()), &case["grads"]["loss_wrt_logits"]);
-        compared += 1;
+        close(id, nll.double_value(&[]), number(&outputs["nll_loss"]), rtol);
+        close(id, (odds + nll).double_value(&[]), number(&outputs["loss"]), rtol);
+        let theirs = floats(&case["grads"]["loss_wrt_logits"]);
+        all_close(id, &numbers(&logits.grad()), &theirs, rtol);
     }
-    counted("orpo_trl024", (compared, 0), (2, 0));
+    (golden.cases.len(), 0)
 }
 
-#[test]
-fn golden_pairwise_cringe_equals_the_formula_with_and_without_gradient_through_the_gate() {
-    let mut compared = 0;
-    for case in cases("pairwise_cringe") {
-        let id = case["id"].as_str().unwrap();
+pub(crate) fn pairwise_cringe(golden: &Golden) -> (usize, usize) {
+    let rtol = golden.rtol;
+    for case in &golden.cases {
+        let id = id(case);
         let (params, inputs, outputs) = (&case["params"], &case["inputs"], &case["outputs"]);
         let padding = params["null_idx"].as_i64().unwrap();
         let k = params["num_pos_predictions"].as_u64().unwrap() as usize;
-        let width = inputs["logits_w"][0][0].as_array().unwrap().len();
-        let targets = |side: &str| -> Vec<Vec<Option<i64>>> {
+        let targets = |side: &str, logits: &str| -> Vec<Vec<Option<i64>>> {
+            assert_eq!(shape(&inputs[side]), shape(&inputs[logits])[..2], "{id} {side}");
             let keep = |row: &Value| integers(row).iter().map(|&t| (t != padding).then_some(t)).collect();
             inputs[side].as_array().unwrap().iter().map(keep).collect()
         };
-        let (chosen, rejected) = (targets("targets_w"), targets("targets_l"));
+        let (chosen, rejected) = (targets("targets_w", "logits_w"), targets("targets_l", "logits_l"));
         let n_pairs = chosen.len() as f64;
         let rows = Rows::new(&[chosen.clone(), rejected].concat());
 
         // Draws in the middle of the interval of the token that was sampled; any for the chosen completions.
         let n_rejected_from = chosen.len() * chosen[0].len();
         let places = integers(&inputs["sampled_topk_position_l"]);
-        let table = rows_of(&inputs["logits_l"], width);
+        let sampled = integers(&inputs["sampled_token_l"]);
+        let table = rows_of(&inputs["logits_l"]);
+        assert_eq!([places.len(), sampled.len()], [table.len(); 2], "{id}");
+        for (at, target) in integers(&inputs["targets_l"]).into_iter().enumerate() {
+            let ids = candidates(&table[at], target, k).0;
+            assert_eq!(ids[places[at] as usize] as i64, sampled[at], "{id} sampled token {at}");
+        }
         let draws: Vec<f64> = rows
             .at
             .iter()
             .zip(&rows.targets)
             .map(|(&at, &target)| match (at as usize).checked_sub(n_rejected_from) {
                 None => 0.5,
-                Some(at) => draw_for(&candidates(&table[at], target, k).1, places[at] as usize),
+                Some(at) => draw_for(&candidates(&table[at], target, k).1, places[at] as usize, 0.5),
             })
             .collect();
         let draws = Tensor::from_slice(&draws).view([-1, 1]);
@@ -289,39 +281,40 @@ fn golden_pairwise_cringe_equals_the_formula_with_and_without_gradient_through_t
                 gate_gradient,
                 ..PairwiseCringe::new(number(&params["alpha"]), k)
             };
-            let (w, l) = (leaf(&inputs["logits_w"], width), leaf(&inputs["logits_l"], width));
+            let (w, l) = (leaf(&inputs["logits_w"]), leaf(&inputs["logits_l"]));
             let logits = Tensor::cat(&[&w, &l], 0);
             let (value, pairs) = rows.run(&logits, &Objective::from(Loss::PairwiseCringe(loss)), Some(&draws));
-            close(
-                &what,
-                value.total.double_value(&[]),
-                number(&outputs[gate]["loss_mean"]),
-            );
+            let of = |list: &str| floats(&outputs[list]);
+            let nll: Vec<f64> = numbers(&pairs.chosen.logp).iter().map(|logp| -logp).collect();
             let per_pair: Vec<f64> = numbers(&value.per_example).iter().map(|x| x * n_pairs).collect();
-            all_close(&what, &per_pair, &outputs[gate]["loss_per_pair"]);
-            all_close(&what, &numbers(&pairs.chosen.logp), &outputs["logp_w"]);
-            all_close(&what, &numbers(&pairs.rejected.logp), &outputs["logp_l"]);
-            all_close(
-                &what,
-                &numbers(pairs.rejected.term.as_ref().unwrap()),
-                &outputs["cringe_sum_l"],
-            );
-            all_close(&what, &numbers(&loss.gate(&pairs).unwrap()), &outputs["gate"]);
+            close(&what, total(&value), number(&outputs[gate]["loss_mean"]), rtol);
+            all_close(&what, &per_pair, &floats(&outputs[gate]["loss_per_pair"]), rtol);
+            all_close(&what, &nll, &of("ce_sum_w"), rtol);
+            all_close(&what, &numbers(&pairs.chosen.logp), &of("logp_w"), rtol);
+            all_close(&what, &numbers(&pairs.rejected.logp), &of("logp_l"), rtol);
+            let margins = &pairs.chosen.logp - &pairs.rejected.logp;
+            all_close(&what, &numbers(&margins), &of("margin"), rtol);
+            let contrast = pairs.rejected.term.as_ref().unwrap();
+            all_close(&what, &numbers(contrast), &of("cringe_sum_l"), rtol);
+            all_close(&what, &numbers(&loss.gate(&pairs).unwrap()), &of("gate"), rtol);
             for (name, list) in [
                 ("gate", "gate"),
                 ("reward_margin", "margin"),
                 ("cringe_rejected", "cringe_sum_l"),
             ] {
-                let mean = floats(&outputs[list]).iter().sum::<f64>() / n_pairs;
-                close(&format!("{what} {name}"), term(&value, name), mean);
+                let mean = of(list).iter().sum::<f64>() / n_pairs;
+                close(&format!("{what} {name}"), term(&value, name), mean, rtol);
             }
             for (name, side) in [("w", &w), ("l", &l)] {
-                let theirs = &case["grads"][gate][format!("grad_wrt_logits_{name}")];
-                all_close(&format!("{what} gradient of {name}"), &numbers(&side.grad()), theirs);
+                let theirs = floats(&case["grads"][gate][format!("grad_wrt_logits_{name}")]);
+                all_close(
+                    &format!("{what} gradient of {name}"),
+                    &numbers(&side.grad()),
+                    &theirs,
+                    rtol,
+                );
             }
-            compared += 1;
         }
     }
-    // Each with and without gradient through the gate.
-    counted("pairwise_cringe", (compared / 2, 0), (3, 0));
+    (golden.cases.len(), 0)
 }

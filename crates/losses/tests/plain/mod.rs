@@ -313,13 +313,27 @@ impl Outcome {
     }
 }
 
-/// The largest difference, relative to the largest value (at least 1).
+/// Tensors whose values are all below this say nothing but that they are small: what is left where parts cancel.
+const SMALL: f64 = 1e-6;
+
+/// What sums of numbers near one leave in `f64`, however small what comes out.
+const ROUNDING: f64 = 1e-14;
+
+/// The largest difference beyond rounding, relative to the largest value of `b`; where `b` is small all over, `a` must be so as well, and the
+/// difference is the absolute one.
 pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
-    let wide = |t: &Tensor| t.detach().to_kind(Kind::Double);
-    let scale = wide(b).abs().max().double_value(&[]).max(1.0);
-    let difference = (wide(a) - wide(b)).abs().max().double_value(&[]) / scale;
-    if difference.is_nan() { f64::INFINITY } else { difference }
+    let largest = |t: &Tensor| t.abs().max().double_value(&[]);
+    let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+    let apart = largest(&(&a - &b));
+    // Not `max` before the check: it would take a number over NaN.
+    let beyond = if apart <= ROUNDING { 0.0 } else { apart - ROUNDING };
+    match (largest(&a), largest(&b)) {
+        _ if apart.is_nan() => f64::INFINITY,
+        (_, scale) if scale > SMALL => beyond / scale,
+        (ours, _) if ours > SMALL => f64::INFINITY,
+        _ => beyond,
+    }
 }
 
 pub fn all_finite(t: &Tensor) -> bool {
