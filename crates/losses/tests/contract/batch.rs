@@ -272,7 +272,8 @@ impl<'a> Part<'a> {
         self.constant(self.completions.iter().flat_map(of))
     }
 
-    fn constant(&self, numbers: impl Iterator<Item = f64>) -> Tensor {
+    /// Numbers that a loss is given and must not train.
+    pub fn constant(&self, numbers: impl Iterator<Item = f64>) -> Tensor {
         let numbers = Tensor::from_slice(&numbers.collect::<Vec<f64>>()).set_requires_grad(true);
         self.constants.borrow_mut().push(numbers.shallow_clone());
         numbers

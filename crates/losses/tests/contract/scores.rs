@@ -80,12 +80,10 @@ impl Setting for Scored {
         let part = given.part;
         let n = part.units.len() as i64;
         let scores = last(part, given.scalars);
-        let targets: Vec<f64> = part.members().map(|completion| f64::from(completion.role)).collect();
-        let targets = Tensor::from_slice(&targets);
+        let targets = part.constant(part.members().map(|completion| f64::from(completion.role)));
         let table = scores.view([n, -1]);
-        let first_of_unit: Vec<usize> = part.units.iter().map(|&unit| part.batch.units[unit][0]).collect();
-        let margin: Vec<f64> = first_of_unit.iter().map(|&c| part.batch.advantage[c].abs()).collect();
-        let margin = Tensor::from_slice(&margin).to_kind(scores.kind());
+        let first_of_unit = part.units.iter().map(|&unit| part.batch.units[unit][0]);
+        let margin = part.constant(first_of_unit.map(|c| part.batch.advantage[c].abs()));
         let of = |part: &Part<'_>| {
             let answers = part.units.len() as f64;
             Ok(ScoreCounts { answers })
