@@ -216,7 +216,8 @@ impl Objective {
     /// The value on one micro-batch, divided by counts of the whole batch.
     ///
     /// Terms for the log: `reward_chosen`, `reward_rejected`, `reward_margin` and `reward_accuracy` (chosen strictly
-    /// above rejected), `logp_chosen` and `logp_rejected` (sums per completion) and the loss's own
+    /// above rejected), `logp_chosen` and `logp_rejected` (sums per completion), `held_fraction` (pairs of which a side is
+    /// so far from the reference that the divergence's exponential is held and pushes no more) and the loss's own
     /// [`extra_terms`](super::PairedLoss::extra_terms), means over pairs; `nll_chosen`, a mean over tokens, where the
     /// likelihood is part of the objective.
     ///
@@ -275,6 +276,9 @@ impl Objective {
             ("logp_chosen", mean(&logp.f_narrow(0, 0, b)?)?),
             ("logp_rejected", mean(&logp.f_narrow(0, b, b)?)?),
         ];
+        if let Some(held) = pairs.held()? {
+            terms.push(("held_fraction", mean(&held.f_to_kind(chosen.f_kind()?)?)?));
+        }
         for (name, per_pair) in self.loss.extra_terms(pairs)? {
             terms.push((name, mean(&per_pair.f_detach()?)?));
         }

@@ -68,12 +68,29 @@ impl Pairs {
     ///
     /// **Errors**: [`Error::Input`] without a reference, unless the pairs are reference-free.
     pub fn log_ratios(&self) -> Result<(Tensor, Tensor)> {
-        let ratio = |side: &Completions| match self.reference_free {
+        let score = |side: &Completions| self.divergence.score(&self.log_ratio(side)?);
+        Ok((score(&self.chosen)?, score(&self.rejected)?))
+    }
+
+    /// `[B]` the log-ratio of one side to the reference, before the divergence.
+    fn log_ratio(&self, side: &Completions) -> Result<Tensor> {
+        match self.reference_free {
             true => Ok(side.logp.shallow_clone()),
             false => side.log_ratio(),
+        }
+    }
+
+    /// `[B]` whether the score of either side is held, so that the side gets no gradient; `None` for divergences that hold
+    /// nothing.
+    pub(super) fn held(&self) -> Result<Option<Tensor>> {
+        let Some(slope) = self.divergence.slope() else {
+            return Ok(None);
         };
-        let score = |side: &Completions| self.divergence.score(&ratio(side)?);
-        Ok((score(&self.chosen)?, score(&self.rejected)?))
+        let held = |side: &Completions| -> Result<Tensor> {
+            let exponent = self.log_ratio(side)?.f_detach()?.f_mul_scalar(slope)?;
+            Ok(exponent.f_gt(LARGEST_EXPONENT)?)
+        };
+        Ok(Some(held(&self.chosen)?.f_logical_or(&held(&self.rejected)?)?))
     }
 
     /// `[B]` how far the chosen log-ratio is above the rejected one, as the divergence reads them.
@@ -161,15 +178,24 @@ impl Divergence {
 
     /// What the log-ratio `u` becomes, of any shape; keeps the graph.
     ///
-    /// Exponents are held at 40, beyond which the value no longer moves and its gradient is zero.
+    /// Exponents are held at 40, beyond which the value no longer moves and its gradient is zero; the objective logs the
+    /// share of pairs that this concerns as `held_fraction`.
     ///
     /// **Errors**: only libtorch's.
     pub fn score(&self, u: &Tensor) -> Result<Tensor> {
+        match (self, self.slope()) {
+            (_, Some(slope)) => power(u, slope),
+            (Divergence::Js, None) => Ok(u.f_log_sigmoid()?),
+            (_, None) => Ok(u.shallow_clone()),
+        }
+    }
+
+    /// The factor of the log-ratio in the exponent, for those that have one.
+    fn slope(&self) -> Option<f64> {
         match self {
-            Divergence::ReverseKl => Ok(u.shallow_clone()),
-            Divergence::ForwardKl => power(u, -1.0),
-            Divergence::Js => Ok(u.f_log_sigmoid()?),
-            Divergence::Alpha { alpha } => power(u, alpha - 1.0),
+            Divergence::ReverseKl | Divergence::Js => None,
+            Divergence::ForwardKl => Some(-1.0),
+            Divergence::Alpha { alpha } => Some(alpha - 1.0),
         }
     }
 }

@@ -46,7 +46,7 @@ fn margins_are_differences_and_accuracies_are_shares() {
             accuracies.set(accuracies.get() + 1);
         }
     });
-    assert_eq!((margins.get(), accuracies.get()), (200, 242));
+    assert_eq!((margins.get(), accuracies.get()), (200, 254));
 }
 
 /// The logged rewards are scaled by the `beta` of the manifest, or by 1 where a loss has none.
