@@ -63,7 +63,7 @@ fn generation(c: &mut Criterion) {
         group.bench_function(format!("batch_{n}"), |b| {
             b.iter(|| {
                 let mut draw = |_, _| rng.random::<f32>();
-                generate(&model, &prompts[..n], &sampling, 3, n, &mut draw, &mut |_| ()).is_ok()
+                generate(&model, &prompts[..n], &sampling, &[3], n, &mut draw, &mut |_| ()).is_ok()
             });
         });
     }

@@ -10,16 +10,21 @@ const NUCLEUS: i64 = 256;
 
 /// What cannot be chosen at this step.
 #[derive(Debug, Default)]
-pub(crate) struct Bans {
+pub(crate) struct Bans<'a> {
     /// In every row.
-    pub(crate) everywhere: Option<u32>,
+    pub(crate) everywhere: &'a [u32],
     /// (row, token) pairs.
     pub(crate) single: Vec<(i64, i64)>,
 }
 
 /// Chosen tokens [R, 1] and their log-probs `[R]` under the unfiltered model, given logits [R, V] and, unless
 /// greedy, one uniform draw per row `[R]` (Double).
-pub(crate) fn choose(logits: &Tensor, sampling: &Sampling, bans: &Bans, uniforms: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn choose(
+    logits: &Tensor,
+    sampling: &Sampling,
+    bans: &Bans<'_>,
+    uniforms: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     let scores = banned(logits, bans)?;
     let ids = if sampling.greedy {
         most_probable(&scores)?
@@ -43,12 +48,12 @@ fn most_probable(scores: &Tensor) -> Result<Tensor> {
         .f_amin([-1], true)?)
 }
 
-fn banned(logits: &Tensor, bans: &Bans) -> Result<Tensor> {
-    if bans.everywhere.is_none() && bans.single.is_empty() {
+fn banned(logits: &Tensor, bans: &Bans<'_>) -> Result<Tensor> {
+    if bans.everywhere.is_empty() && bans.single.is_empty() {
         return Ok(logits.shallow_clone());
     }
     let scores = logits.f_detach_copy()?;
-    if let Some(token) = bans.everywhere {
+    for &token in bans.everywhere {
         let _ = scores.f_narrow(-1, i64::from(token), 1)?.f_fill_(f64::NEG_INFINITY)?;
     }
     if !bans.single.is_empty() {
@@ -178,7 +183,7 @@ mod tests {
     fn bans_move_the_choice_and_not_the_log_prob() {
         let logits = Tensor::from_slice(&[3.0, 2.0, 2.0, 1.0, 0.0, 5.0]).view([2, 3]);
         let greedy = Sampling::greedy(1);
-        let pick = |bans: &Bans| {
+        let pick = |bans: &Bans<'_>| {
             let (ids, logps) = choose(
                 &logits,
                 &greedy,
@@ -193,7 +198,7 @@ mod tests {
         assert!(ids == [0, 2] && (logp - (3.0 - total)).abs() < 1e-12);
         // Of equals the first.
         let (ids, logp) = pick(&Bans {
-            everywhere: Some(0),
+            everywhere: &[0],
             single: vec![(1, 2)],
         });
         assert!(ids == [1, 1] && (logp - (2.0 - total)).abs() < 1e-12);

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::decoder::{CONFIG, WEIGHTS, save};
 use crate::hf::{self, Architecture};
-use crate::layer::linear;
+use crate::linear::linear;
 use crate::trunk::{self, Trunk};
 use crate::{Config, Decoder, Error, Params, Result, init, weights};
 

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::attention::{Sight, additive, attend, attend_cached, left_padding_mask};
 use crate::cache::Cache;
 use crate::choose::{Bans, choose};
-use crate::layer::linear;
+use crate::linear::linear;
 use crate::logps::wide;
 use crate::trunk::positions;
 use crate::{Decoder, Error, Result, Sampling};
@@ -13,12 +13,12 @@ use crate::{Decoder, Error, Result, Sampling};
 /// One completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// The tokens, without the end token.
+    /// The tokens, without the token that ended it.
     pub ids: Vec<u32>,
     /// Log-probability of each token under the model itself (temperature 1, nothing filtered), the end
     /// token's included when it was chosen.
     pub logps: Vec<f32>,
-    /// Whether the end token was chosen.
+    /// Whether a token of `ends` was chosen.
     pub finished: bool,
 }
 
@@ -27,7 +27,7 @@ pub struct Generated {
 ///
 /// `draw(prompt, step)` gives the uniform draw in [0, 1) that decides a token, so a completion depends on
 /// its prompt and its draws, not on the batch it was made in (up to the rounding of batched products).
-/// Greedy generation asks for none. `progress` hears how many prompts are done so far.
+/// Greedy generation asks for none. A completion ends with the first token of `ends`. `progress` hears how many prompts are done so far.
 ///
 /// Prompts of similar length share a batch, padded on the left; rows that have ended leave it. Of tokens
 /// that are exactly as probable as one another, libtorch decides which comes first.
@@ -35,12 +35,12 @@ pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     sampling: &Sampling,
-    eos: u32,
+    ends: &[u32],
     batch: usize,
     draw: &mut dyn FnMut(usize, usize) -> f32,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generated>> {
-    check(decoder, prompts, sampling, eos, batch)?;
+    check(decoder, prompts, sampling, ends, batch)?;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     // Longest first: what does not fit in memory fails at once.
     order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
@@ -53,7 +53,7 @@ pub fn generate(
     let mut done = 0;
     for members in order.chunks(batch) {
         no_grad(|| {
-            let mut group = Group::new(decoder, prompts, members, sampling, eos)?;
+            let mut group = Group::new(decoder, prompts, members, sampling, ends)?;
             group.run(&mut out, draw, &mut |n| {
                 done += n;
                 progress(done);
@@ -63,14 +63,17 @@ pub fn generate(
     Ok(out)
 }
 
-fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, eos: u32, batch: usize) -> Result<()> {
+fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, ends: &[u32], batch: usize) -> Result<()> {
     sampling.check()?;
     let config = decoder.config();
     if batch == 0 {
         return Err(Error::input("generation batch", "at least 1", 0));
     }
-    if eos as usize >= config.vocab_size {
-        return Err(Error::input("end token", format!("below {}", config.vocab_size), eos));
+    if ends.is_empty() {
+        return Err(Error::input("end tokens", "at least one", "none"));
+    }
+    if let Some(end) = ends.iter().find(|&&end| end as usize >= config.vocab_size) {
+        return Err(Error::input("end token", format!("below {}", config.vocab_size), end));
     }
     if sampling.block_ngram.is_some() && sampling.max_new_tokens >= config.vocab_size {
         let most = format!("below the vocabulary of {} (a token must stay free)", config.vocab_size);
@@ -106,7 +109,7 @@ fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, eos: u32,
 struct Group<'a> {
     decoder: &'a Decoder,
     sampling: &'a Sampling,
-    eos: u32,
+    ends: &'a [u32],
     embedding: Tensor,
     cache: Cache,
     /// The prompt of each row, none once it has ended.
@@ -127,7 +130,7 @@ impl<'a> Group<'a> {
         prompts: &[Vec<u32>],
         members: &[usize],
         sampling: &'a Sampling,
-        eos: u32,
+        ends: &'a [u32],
     ) -> Result<Self> {
         let trunk = &decoder.trunk;
         let width = members.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
@@ -164,7 +167,7 @@ impl<'a> Group<'a> {
         Ok(Self {
             decoder,
             sampling,
-            eos,
+            ends,
             embedding: decoder.output_embedding(),
             cache,
             rows: members.iter().copied().map(Some).collect(),
@@ -223,7 +226,11 @@ impl<'a> Group<'a> {
         let state = self.decoder.trunk.finish(&self.last)?.f_squeeze_dim(1)?;
         let logits = wide(linear(&state, &self.embedding)?)?;
         let mut bans = Bans {
-            everywhere: (step < self.sampling.min_new_tokens).then_some(self.eos),
+            everywhere: if step < self.sampling.min_new_tokens {
+                self.ends
+            } else {
+                &[]
+            },
             single: Vec::new(),
         };
         let mut uniforms = Vec::with_capacity(self.rows.len());
@@ -258,7 +265,7 @@ impl<'a> Group<'a> {
         let mut ended = 0;
         for (owner, id) in self.rows.iter_mut().zip(ids) {
             let Some(prompt) = *owner else { continue };
-            let finished = id == i64::from(self.eos);
+            let finished = self.ends.iter().any(|&end| id == i64::from(end));
             if finished {
                 out[prompt].finished = true;
             } else {
@@ -351,7 +358,7 @@ mod tests {
         let mut sequences = vec![vec![1_u32, 2, 3], vec![4], vec![5, 6, 7, 8, 9]];
         let sampling = Sampling::new(8);
         let _guard = tch::no_grad_guard();
-        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &sampling, 3).unwrap();
+        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &sampling, &[3]).unwrap();
         for step in 0..6 {
             let states = decoder.trunk.finish(&group.last).unwrap();
             for (row, owner) in group.rows.iter().enumerate() {

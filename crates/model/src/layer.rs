@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use crate::linear::Linear;
 use crate::rope::Rotation;
 use crate::{Config, Params, Result};
 
@@ -9,14 +10,14 @@ use crate::{Config, Params, Result};
 #[derive(Debug)]
 pub(crate) struct Layer {
     input_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     post_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
@@ -29,24 +30,20 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
     Ok(x.f_rms_norm([width], Some(weight), eps)?)
 }
 
-/// x · wᵀ.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.f_linear(weight, None::<&Tensor>)?)
-}
-
 impl Layer {
     pub(crate) fn new(config: &Config, params: &Params, index: usize) -> Result<Self> {
         let get = |name: &str| params.shared(&format!("model.layers.{index}.{name}.weight"));
+        let linear = |name: &str| Linear::new(params, &format!("model.layers.{index}.{name}"));
         Ok(Self {
             input_norm: get("input_layernorm")?,
-            q: get("self_attn.q_proj")?,
-            k: get("self_attn.k_proj")?,
-            v: get("self_attn.v_proj")?,
-            o: get("self_attn.o_proj")?,
+            q: linear("self_attn.q_proj")?,
+            k: linear("self_attn.k_proj")?,
+            v: linear("self_attn.v_proj")?,
+            o: linear("self_attn.o_proj")?,
             post_norm: get("post_attention_layernorm")?,
-            gate: get("mlp.gate_proj")?,
-            up: get("mlp.up_proj")?,
-            down: get("mlp.down_proj")?,
+            gate: linear("mlp.gate_proj")?,
+            up: linear("mlp.up_proj")?,
+            down: linear("mlp.down_proj")?,
             heads: config.num_attention_heads as i64,
             kv_heads: config.num_key_value_heads as i64,
             head_dim: config.head_dim as i64,
@@ -65,15 +62,13 @@ impl Layer {
         let (rows, width, _) = x.size3()?;
         let inner = rms_norm(x, &self.input_norm, self.eps)?;
         let heads =
-            |w: &Tensor, n: i64| -> Result<Tensor> { Ok(linear(&inner, w)?.f_view([rows, width, n, self.head_dim])?) };
+            |w: &Linear, n: i64| -> Result<Tensor> { Ok(w.forward(&inner)?.f_view([rows, width, n, self.head_dim])?) };
         let q = rotation.apply(&heads(&self.q, self.heads)?)?;
         let k = rotation.apply(&heads(&self.k, self.kv_heads)?)?;
         let v = heads(&self.v, self.kv_heads)?;
-        let x = x.f_add(&linear(&attend(&q, &k, &v)?, &self.o)?)?;
+        let x = x.f_add(&self.o.forward(&attend(&q, &k, &v)?)?)?;
         let inner = rms_norm(&x, &self.post_norm, self.eps)?;
-        let gated = linear(&inner, &self.gate)?
-            .f_silu()?
-            .f_mul(&linear(&inner, &self.up)?)?;
-        Ok(x.f_add(&linear(&gated, &self.down)?)?)
+        let gated = self.gate.forward(&inner)?.f_silu()?.f_mul(&self.up.forward(&inner)?)?;
+        Ok(x.f_add(&self.down.forward(&gated)?)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use crate::layer::linear;
+use crate::linear::linear;
 use crate::{Decoder, Error, Result};
 
 /// Logits held at once; about 4 MB in f32.

@@ -6,39 +6,88 @@ use tch::Tensor;
 
 use crate::{Error, Result};
 
-/// Named leaf tensors in the model's order, each collecting gradients. A tied output embedding is one
-/// tensor under one name (`model.embed_tokens.weight`).
+/// One tensor of a model.
+#[derive(Debug)]
+pub struct Param {
+    name: String,
+    value: Tensor,
+    trainable: bool,
+}
+
+impl Param {
+    /// Its name in the model's folder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The leaf that the model computes with, and that collects the gradient.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Whether an optimiser updates it.
+    pub fn trainable(&self) -> bool {
+        self.trainable
+    }
+}
+
+/// Named leaf tensors in the model's order. A tied output embedding is one tensor under one name (that of the
+/// input embedding).
 #[derive(Debug)]
 pub struct Params {
-    entries: Vec<(String, Tensor)>,
+    entries: Vec<Param>,
     index: HashMap<String, usize>,
 }
 
 impl Params {
     /// Takes tensors over; each becomes a leaf that requires a gradient.
     pub(crate) fn new(entries: Vec<(String, Tensor)>) -> Result<Self> {
-        let mut index = HashMap::with_capacity(entries.len());
-        for (i, (name, tensor)) in entries.iter().enumerate() {
-            if index.insert(name.clone(), i).is_some() {
-                return Err(Error::input(
-                    "parameter names",
-                    "distinct names",
-                    format!("`{name}` twice"),
-                ));
-            }
-            let _ = tensor.f_set_requires_grad(true)?;
-        }
-        Ok(Self { entries, index })
+        let mut params = Self {
+            entries: Vec::with_capacity(entries.len()),
+            index: HashMap::with_capacity(entries.len()),
+        };
+        entries
+            .into_iter()
+            .try_for_each(|(name, value)| params.push(name, value, true))?;
+        Ok(params)
     }
 
-    /// Names and tensors in order.
+    /// Takes one more tensor over.
+    fn push(&mut self, name: String, value: Tensor, trainable: bool) -> Result<()> {
+        if self.index.insert(name.clone(), self.entries.len()).is_some() {
+            return Err(Error::input(
+                "parameter names",
+                "distinct names",
+                format!("`{name}` twice"),
+            ));
+        }
+        let _ = value.f_set_requires_grad(trainable)?;
+        self.entries.push(Param { name, value, trainable });
+        Ok(())
+    }
+
+    /// Names and tensors in order, trained or not.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
-        self.entries.iter().map(|(n, t)| (n.as_str(), t))
+        self.entries.iter().map(|p| (p.name.as_str(), &p.value))
+    }
+
+    /// What an optimiser updates, in order.
+    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
+        self.entries.iter().filter(|p| p.trainable)
+    }
+
+    /// Makes exactly those tensors trainable whose name `wanted` accepts; the others collect no gradient.
+    pub fn train_only(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for param in &mut self.entries {
+            param.trainable = wanted(&param.name);
+            let _ = param.value.f_set_requires_grad(param.trainable)?;
+        }
+        Ok(())
     }
 
     /// The tensor of a name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.index.get(name).map(|&i| &self.entries[i].1)
+        self.index.get(name).map(|&i| &self.entries[i].value)
     }
 
     /// How many tensors.
@@ -53,13 +102,13 @@ impl Params {
 
     /// How many numbers in all.
     pub fn numel(&self) -> usize {
-        self.entries.iter().map(|(_, t)| t.numel()).sum()
+        self.entries.iter().map(|p| p.value.numel()).sum()
     }
 
     /// Sets every gradient that exists to zero; one that was never made stays undefined.
     pub fn zero_grad(&self) -> Result<()> {
-        for (_, tensor) in &self.entries {
-            let mut grad = tensor.f_grad()?;
+        for param in &self.entries {
+            let mut grad = param.value.f_grad()?;
             if grad.defined() {
                 let _ = grad.f_detach_()?.f_zero_()?;
             }
@@ -69,9 +118,12 @@ impl Params {
 
     /// A handle on the same tensor, for the module that computes with it.
     pub(crate) fn shared(&self, name: &str) -> Result<Tensor> {
-        match self.get(name) {
-            Some(tensor) => Ok(tensor.shallow_clone()),
-            None => Err(Error::input("parameters", format!("`{name}`"), "no such tensor")),
-        }
+        self.find(name)
+            .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
+    }
+
+    /// The same where the tensor need not exist.
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
+        self.get(name).map(Tensor::shallow_clone)
     }
 }

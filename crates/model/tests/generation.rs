@@ -37,7 +37,7 @@ fn uniform(prompt: usize, step: usize) -> f32 {
 }
 
 fn run(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, batch: usize) -> Vec<Generated> {
-    generate(decoder, prompts, sampling, EOS, batch, &mut uniform, &mut |_| ()).unwrap()
+    generate(decoder, prompts, sampling, &[EOS], batch, &mut uniform, &mut |_| ()).unwrap()
 }
 
 fn ids(tokens: &[u32]) -> Tensor {
@@ -270,13 +270,13 @@ fn progress_counts_prompts_and_draws_are_asked_once() {
         assert!(asked.insert((prompt, step)));
         uniform(prompt, step)
     };
-    generate(&decoder, &prompts, &Sampling::new(6), EOS, 4, &mut draw, &mut |n| {
+    generate(&decoder, &prompts, &Sampling::new(6), &[EOS], 4, &mut draw, &mut |n| {
         seen.push(n)
     })
     .unwrap();
     assert!(seen.is_sorted() && seen.last() == Some(&10), "{seen:?}");
     assert!(
-        generate(&decoder, &[], &Sampling::new(6), EOS, 4, &mut uniform, &mut |_| ())
+        generate(&decoder, &[], &Sampling::new(6), &[EOS], 4, &mut uniform, &mut |_| ())
             .unwrap()
             .is_empty()
     );
@@ -313,12 +313,52 @@ fn bad_requests_are_errors() {
         (&good, with_vocab, EOS, 1, "block_ngram"),
     ];
     for (prompts, sampling, eos, batch, word) in cases {
-        let found = generate(&decoder, prompts, &sampling, eos, batch, &mut uniform, &mut |_| ());
+        let found = generate(&decoder, prompts, &sampling, &[eos], batch, &mut uniform, &mut |_| ());
         let error = found.unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
-    let error = generate(&decoder, &good, &Sampling::new(4), EOS, 1, &mut |_, _| 1.0, &mut |_| ()).unwrap_err();
+    let error = generate(
+        &decoder,
+        &good,
+        &Sampling::new(4),
+        &[EOS],
+        1,
+        &mut |_, _| 1.0,
+        &mut |_| (),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("expected [0, 1), got 1"), "{error}");
+}
+
+#[test]
+fn any_of_several_end_tokens_ends_a_completion() {
+    let decoder = model(Kind::Double);
+    let prompts = vec![vec![5, 6], vec![7], vec![9, 10, 11]];
+    let make = |ends: &[u32], sampling: &Sampling| {
+        generate(&decoder, &prompts, sampling, ends, 2, &mut uniform, &mut |_| ()).unwrap()
+    };
+    // What is said until one token ends it, is said until another one comes first.
+    let whole = make(&[EOS], &Sampling::new(12));
+    let other = whole[0].ids[1];
+    let cut = make(&[EOS, other], &Sampling::new(12));
+    assert!(cut[0].finished && cut[0].ids.len() <= 1 && cut[0].ids == whole[0].ids[..cut[0].ids.len()]);
+    assert_eq!(cut[0].logps.len(), cut[0].ids.len() + 1);
+    // None of them comes too early.
+    let late = Sampling {
+        min_new_tokens: 6,
+        ..Sampling::new(12)
+    };
+    let late = make(&[EOS, other], &late);
+    assert!(late.iter().all(|one| one.ids.len() >= 6));
+    assert!(
+        late.iter()
+            .all(|one| one.ids.iter().all(|&id| id != EOS && id != other))
+    );
+    let error = generate(&decoder, &prompts, &Sampling::new(2), &[], 2, &mut uniform, &mut |_| ()).unwrap_err();
+    assert!(
+        error.to_string().contains("end tokens: expected at least one"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -332,7 +372,7 @@ fn a_model_that_overflows_is_an_error() {
         &decoder,
         &[vec![5, 6]],
         &Sampling::new(3),
-        EOS,
+        &[EOS],
         1,
         &mut uniform,
         &mut |_| (),

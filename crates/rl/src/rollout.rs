@@ -88,7 +88,7 @@ pub fn rollout(
         decoder,
         &rows,
         &settings.sampling,
-        Tokenizer::EOS,
+        &[Tokenizer::EOS],
         settings.batch,
         &mut draw,
         progress,

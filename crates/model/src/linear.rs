@@ -1,0 +1,34 @@
+//! The one place where states meet a weight matrix.
+
+use tch::Tensor;
+
+use crate::{Params, Result};
+
+/// A linear map of the last axis: x · Wᵀ + b.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// [out, in].
+    weight: Tensor,
+    /// `[out]`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// The map whose weight is the parameter `{module}.weight`; its bias is `{module}.bias`, where there is one.
+    pub(crate) fn new(params: &Params, module: &str) -> Result<Self> {
+        Ok(Self {
+            weight: params.shared(&format!("{module}.weight"))?,
+            bias: params.find(&format!("{module}.bias")),
+        })
+    }
+
+    /// x [.., in] → [.., out].
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+    }
+}
+
+/// x · wᵀ.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.f_linear(weight, None::<&Tensor>)?)
+}
