@@ -11,15 +11,15 @@ use crate::linear::linear;
 use crate::trunk::{self, Trunk};
 use crate::{Config, Decoder, Error, Params, Result, init, weights};
 
-const SCORE: &str = "score.weight";
+pub(crate) const SCORE: &str = "score.weight";
 
 /// A decoder trunk and a linear score of its state at the last real token, stored like Hugging Face's
 /// `LlamaForSequenceClassification` with one label. A logit above 0 means positive.
 #[derive(Debug)]
 pub struct SequenceClassifier {
-    trunk: Trunk,
+    pub(crate) trunk: Trunk,
     score: Tensor,
-    params: Params,
+    pub(crate) params: Params,
 }
 
 impl SequenceClassifier {
@@ -43,7 +43,7 @@ impl SequenceClassifier {
         let config = hf::read(&dir.join(CONFIG), Architecture::SequenceClassification)?;
         let mut expected = trunk::expected(&config);
         expected.push((SCORE.to_owned(), vec![1, config.hidden_size as i64]));
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
+        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, CONFIG, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 

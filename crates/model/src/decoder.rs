@@ -50,7 +50,7 @@ impl Decoder {
     /// Reads a Hugging Face folder. Half-precision weights become f32; f64 stays.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
         let config = hf::read(&dir.join(CONFIG), Architecture::CausalLm)?;
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected(&config), device)?;
+        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected(&config), CONFIG, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 
@@ -116,6 +116,10 @@ fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
 
 /// Shared with the classifier.
 pub(crate) fn save(dir: &Path, config: &Config, params: &Params, architecture: Architecture) -> Result<()> {
+    if params.adapter().is_some() {
+        let hint = "a model with an adapter\nhint: merge the adapter, or save it by itself";
+        return Err(Error::input("model folder to write", "a model without an adapter", hint));
+    }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     weights::write(&dir.join(WEIGHTS), params.iter())?;
     let double = params.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));

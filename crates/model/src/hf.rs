@@ -51,14 +51,25 @@ fn fixed() -> [(&'static str, Value); 15] {
 
 /// Reads and checks a description.
 pub(crate) fn read(path: &Path, wanted: Architecture) -> Result<Config> {
+    let map = read_object(path)?;
+    let place = format!("`{}`", path.display());
+    let config = parse(map, wanted).map_err(|what| Error::Config {
+        place: place.clone(),
+        what,
+    })?;
+    config.check_at(&place)?;
+    Ok(config)
+}
+
+/// Reads a JSON object of a description's size.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1)
         .read_to_end(&mut bytes)
         .map_err(Error::io("read", path))?;
-    let place = format!("`{}`", path.display());
     let broken = |what: String| Error::Config {
-        place: place.clone(),
+        place: format!("`{}`", path.display()),
         what,
     };
     if bytes.len() as u64 > LARGEST_FILE {
@@ -66,13 +77,10 @@ pub(crate) fn read(path: &Path, wanted: Architecture) -> Result<Config> {
             "larger than {LARGEST_FILE} bytes, not a model description"
         )));
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))?;
-    let Value::Object(map) = value else {
-        return Err(broken("expected a JSON object".to_owned()));
-    };
-    let config = parse(map, wanted).map_err(broken)?;
-    config.check_at(&place)?;
-    Ok(config)
+    match serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))? {
+        Value::Object(map) => Ok(map),
+        _ => Err(broken("expected a JSON object".to_owned())),
+    }
 }
 
 /// Writes a description that [`read`] and Hugging Face read back.

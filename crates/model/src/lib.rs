@@ -13,6 +13,7 @@
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod adapter;
 mod attention;
 mod cache;
 mod choose;
@@ -28,7 +29,9 @@ mod init;
 mod layer;
 mod linear;
 mod logps;
+mod lora;
 mod params;
+mod peft;
 mod rope;
 mod sampling;
 mod trunk;
@@ -40,5 +43,6 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use generate::{Generated, generate};
 pub use logps::logps;
+pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use sampling::Sampling;

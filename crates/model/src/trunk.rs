@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, left_padding_mask};
 use crate::layer::{Layer, rms_norm};
+use crate::linear::LinearShape;
 use crate::rope::{Rope, Rotation};
 use crate::{Config, Error, Params, Result, init};
 
@@ -39,6 +40,17 @@ pub(crate) fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
     }
     list.push(("model.norm.weight".to_owned(), vec![d]));
     list
+}
+
+/// Every linear map of the blocks.
+pub(crate) fn linear_shapes(config: &Config) -> Vec<LinearShape> {
+    let linear = |(name, shape): (String, Vec<i64>)| {
+        let module = name.strip_suffix(".weight")?.to_owned();
+        let layer = module.split('.').find_map(|part| part.parse().ok())?;
+        let &[n_out, n_in] = shape.as_slice() else { return None };
+        Some(LinearShape { module, layer, n_in, n_out, in_first: false })
+    };
+    expected(config).into_iter().filter_map(linear).collect()
 }
 
 /// Initial values of one tensor: norms at 1, projections that write into the residual stream narrower by

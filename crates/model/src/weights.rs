@@ -59,10 +59,11 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
 }
 
 /// Reads exactly the expected tensors, in their order, as f32 or f64 on a device: each present with its
-/// shape, a float kind and finite numbers, and none besides.
+/// shape, a float kind and finite numbers, and none besides. `description` is the file that they come from.
 pub(crate) fn read_exact(
     path: &Path,
     expected: &[(String, Vec<i64>)],
+    description: &str,
     device: Device,
 ) -> Result<Vec<(String, Tensor)>> {
     explain_absence(path)?;
@@ -85,7 +86,7 @@ pub(crate) fn read_exact(
     if !unexpected.is_empty() {
         return Err(Error::weights(
             path,
-            format!("does not fit its config.json: unexpected {}", named(&unexpected)),
+            format!("does not fit its {description}: unexpected {}", named(&unexpected)),
         ));
     }
     let mut double = None;

@@ -1,0 +1,371 @@
+//! Low-rank adapters: a frozen linear map plus a product of two thin trained ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::Rng;
+use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tch::{Kind, Tensor, no_grad};
+
+use crate::linear::LinearShape;
+use crate::{Error, Params, Result, init};
+
+/// What PEFT writes before a module's name.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// PEFT's word for every linear map of the blocks.
+pub(crate) const ALL_LINEAR: &str = "all-linear";
+
+/// Larger ranks are no longer low for any model that this crate can hold.
+const LARGEST_RANK: usize = 1 << 12;
+
+/// A low-rank adapter, in the words of PEFT's `LoraConfig`: `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`, with A [r, in] and B [out, r]
+/// trained and W and b frozen.
+///
+/// **Reference**: E. J. Hu and others, "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1; for
+/// `use_rslora` D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank; 1 to 4096.
+    pub r: usize,
+    /// Strength; finite, above 0. The scale `s` is `alpha / r`.
+    pub alpha: f64,
+    /// Which linear maps get an adapter.
+    pub target_modules: TargetModules,
+    /// In which blocks, counted from 0; all of them without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
+    /// Whether the scale is `alpha / √r` instead.
+    #[serde(default)]
+    pub use_rslora: bool,
+}
+
+/// Which linear maps of the blocks get an adapter: `all-linear`, or a list of names such as `q_proj`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Every linear map of every block; embeddings and heads are none of a block's.
+    AllLinear,
+    /// Those whose whole name is in the list, or whose name ends in a dot and one of the list.
+    Named(Vec<String>),
+}
+
+/// A choice of blocks, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Layers {
+    /// Just these: `{ list: [0, 3] }`.
+    List(Vec<usize>),
+    /// From the first to the last, both included: `{ range: { first: 24, last: 29 } }`.
+    Range {
+        /// The lowest block.
+        first: usize,
+        /// The highest block.
+        last: usize,
+    },
+}
+
+impl Serialize for TargetModules {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::AllLinear => serializer.serialize_str(ALL_LINEAR),
+            Self::Named(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for TargetModules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TargetVisitor)
+    }
+}
+
+struct TargetVisitor;
+
+impl<'de> Visitor<'de> for TargetVisitor {
+    type Value = TargetModules;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{ALL_LINEAR}` or a list of module names")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TargetModules, E> {
+        match text {
+            ALL_LINEAR => Ok(TargetModules::AllLinear),
+            _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TargetModules, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list)).map(TargetModules::Named)
+    }
+}
+
+impl LoraConfig {
+    /// Refuses what no adapter can have.
+    pub fn check(&self) -> Result<()> {
+        if !(1..=LARGEST_RANK).contains(&self.r) {
+            return Err(Error::input("`r`", format!("1 to {LARGEST_RANK}"), self.r));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::input("`alpha`", "a finite number above 0", self.alpha));
+        }
+        if let TargetModules::Named(names) = &self.target_modules {
+            if names.is_empty() {
+                return Err(Error::input("`target_modules`", "at least one name", "none"));
+            }
+            let mut sorted: Vec<&String> = names.iter().collect();
+            sorted.sort();
+            if let Some(twice) = sorted.windows(2).find(|w| w[0] == w[1]) {
+                let got = format!("`{}` twice", twice[0]);
+                return Err(Error::input("`target_modules`", "distinct names", got));
+            }
+            if sorted.iter().any(|n| n.is_empty()) {
+                return Err(Error::input("`target_modules`", "names", "an empty one"));
+            }
+        }
+        self.layers.as_ref().map_or(Ok(()), Layers::check)
+    }
+
+    /// s.
+    pub(crate) fn scale(&self) -> f64 {
+        let r = self.r as f64;
+        self.alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// Which of a model's linear maps are meant, in the model's order. A name that means none, or a block that is not
+    /// there, is an error.
+    pub(crate) fn targets<'a>(&self, linear: &'a [LinearShape], n_layers: usize) -> Result<Vec<&'a LinearShape>> {
+        if let Some(last) = self.layers.as_ref().map(Layers::last).filter(|&last| last >= n_layers) {
+            let expected = format!("block numbers below {n_layers}");
+            return Err(Error::input("`layers`", expected, last));
+        }
+        if let TargetModules::Named(names) = &self.target_modules {
+            for name in names {
+                if !linear.iter().any(|l| means(name, &l.module)) {
+                    let known = known_names(linear).join(", ");
+                    return Err(Error::input("`target_modules`", format!("of {known}"), format!("`{name}`")));
+                }
+            }
+        }
+        let wanted = |l: &&LinearShape| {
+            let named = match &self.target_modules {
+                TargetModules::AllLinear => true,
+                TargetModules::Named(names) => names.iter().any(|n| means(n, &l.module)),
+            };
+            named && self.layers.as_ref().is_none_or(|layers| layers.contains(l.layer))
+        };
+        let found: Vec<&LinearShape> = linear.iter().filter(wanted).collect();
+        if found.is_empty() {
+            return Err(Error::input("`target_modules` in `layers`", "at least one linear map", "none"));
+        }
+        Ok(found)
+    }
+}
+
+/// PEFT's rule: the whole name, or the end of it after a dot.
+pub(crate) fn means(target: &str, module: &str) -> bool {
+    module
+        .strip_suffix(target)
+        .is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The last parts of the names, once each, as a list of targets would hold them.
+fn known_names(linear: &[LinearShape]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for shape in linear {
+        let last = shape.module.rsplit('.').next().unwrap_or_default();
+        let name = format!("`{last}`");
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+impl Layers {
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::List(list) if list.is_empty() => Err(Error::input("`layers`", "at least one block", "none")),
+            Self::List(list) => {
+                let mut sorted = list.clone();
+                sorted.sort_unstable();
+                match sorted.windows(2).find(|w| w[0] == w[1]) {
+                    Some(twice) => {
+                        let got = format!("{} twice", twice[0]);
+                        Err(Error::input("`layers`", "distinct block numbers", got))
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::Range { first, last } if first > last => {
+                let got = format!("{first} to {last}");
+                Err(Error::input("`layers`", "`first` at most `last`", got))
+            }
+            Self::Range { .. } => Ok(()),
+        }
+    }
+
+    fn contains(&self, layer: usize) -> bool {
+        match self {
+            Self::List(list) => list.contains(&layer),
+            Self::Range { first, last } => (*first..=*last).contains(&layer),
+        }
+    }
+
+    fn last(&self) -> usize {
+        match self {
+            Self::List(list) => list.iter().copied().max().unwrap_or(0),
+            Self::Range { last, .. } => *last,
+        }
+    }
+
+    /// Every block of the choice; call it once the last one is known to exist.
+    pub(crate) fn to_list(&self) -> Vec<usize> {
+        match self {
+            Self::List(list) => list.clone(),
+            Self::Range { first, last } => (*first..=*last).collect(),
+        }
+    }
+}
+
+/// What all adapted maps of a model share.
+#[derive(Debug)]
+pub(crate) struct Strength {
+    scale: f64,
+    /// An atomic only so that a model may move to another thread with it.
+    on: AtomicBool,
+}
+
+impl Strength {
+    pub(crate) fn new(scale: f64) -> Arc<Self> {
+        let on = AtomicBool::new(true);
+        Arc::new(Self { scale, on })
+    }
+
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Off until the guard is dropped, also by a panic.
+    pub(crate) fn off(self: &Arc<Self>) -> Off {
+        Off {
+            before: self.on.swap(false, Ordering::Relaxed),
+            strength: Arc::clone(self),
+        }
+    }
+}
+
+/// While it lives the adapter adds nothing.
+pub(crate) struct Off {
+    strength: Arc<Strength>,
+    before: bool,
+}
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        self.strength.on.store(self.before, Ordering::Relaxed);
+    }
+}
+
+/// Handles on the two thin maps beside one linear map.
+#[derive(Debug)]
+pub(crate) struct LowRank {
+    /// [r, in].
+    a: Tensor,
+    /// [out, r].
+    b: Tensor,
+    strength: Arc<Strength>,
+}
+
+impl LowRank {
+    /// The adapter of a module, where the parameters hold one.
+    pub(crate) fn find(params: &Params, module: &str) -> Result<Option<Self>> {
+        let (a, b) = names(module);
+        let (Some(adapter), Some(a)) = (params.adapter(), params.find(&a)) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            a,
+            b: params.shared(&b)?,
+            strength: Arc::clone(&adapter.strength),
+        }))
+    }
+
+    /// y + s (x Aᵀ) Bᵀ in the kind of y; the thin maps may be held in a wider kind than the states.
+    pub(crate) fn add(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        if !self.strength.on.load(Ordering::Relaxed) {
+            return Ok(y);
+        }
+        let x = x.f_to_kind(self.a.f_kind()?)?;
+        let thin = x
+            .f_linear(&self.a, None::<&Tensor>)?
+            .f_mul_scalar(self.strength.scale)?;
+        let wide = thin.f_linear(&self.b, None::<&Tensor>)?;
+        Ok(y.f_add(&wide.f_to_kind(y.f_kind()?)?)?)
+    }
+}
+
+/// PEFT's names of a module's A and B.
+pub(crate) fn names(module: &str) -> (String, String) {
+    let name = |part: &str| format!("{PREFIX}{module}.lora_{part}.weight");
+    (name("A"), name("B"))
+}
+
+/// Where the adapter of a model is, and how strong.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(crate) config: LoraConfig,
+    /// The adapted modules, in the model's order.
+    pub(crate) modules: Vec<LinearShape>,
+    pub(crate) strength: Arc<Strength>,
+}
+
+impl Adapter {
+    pub(crate) fn new(config: &LoraConfig, modules: Vec<LinearShape>) -> Self {
+        Self {
+            config: config.clone(),
+            modules,
+            strength: Strength::new(config.scale()),
+        }
+    }
+
+    /// Name and shape of every tensor, in order.
+    pub(crate) fn expected(&self) -> Vec<(String, Vec<i64>)> {
+        let r = self.config.r as i64;
+        let pair = |l: &LinearShape| {
+            let (a, b) = names(&l.module);
+            [(a, vec![r, l.n_in]), (b, vec![l.n_out, r])]
+        };
+        self.modules.iter().flat_map(pair).collect()
+    }
+
+    /// PEFT's initial values: A uniform in ±1/√in (He's uniform at a slope of √5), B zero, so that nothing changes yet.
+    pub(crate) fn initial(&self, rng: &mut impl Rng, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+        let mut entries = Vec::new();
+        for (name, shape) in self.expected() {
+            let tensor = if name.ends_with(".lora_A.weight") {
+                init::uniform(rng, &shape, 1.0 / (shape[1] as f64).sqrt(), kind)?
+            } else {
+                Tensor::f_zeros(&shape, (kind, tch::Device::Cpu))?
+            };
+            entries.push((name, tensor));
+        }
+        Ok(entries)
+    }
+
+    /// s B A of one module as its weight is stored, in f64.
+    pub(crate) fn change(&self, params: &Params, module: &LinearShape) -> Result<Tensor> {
+        let (a, b) = names(&module.module);
+        no_grad(|| {
+            let double = |name: &str| -> Result<Tensor> { Ok(params.shared(name)?.f_to_kind(Kind::Double)?) };
+            let product = double(&b)?.f_matmul(&double(&a)?)?.f_mul_scalar(self.strength.scale())?;
+            Ok(if module.in_first {
+                product.f_transpose(0, 1)?
+            } else {
+                product
+            })
+        })
+    }
+}
