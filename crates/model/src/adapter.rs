@@ -5,11 +5,12 @@ use std::path::Path;
 use rand::Rng;
 use tch::{Kind, Tensor, no_grad, no_grad_guard};
 
+use crate::arch::Spec;
 use crate::classifier::SCORE;
 use crate::lora::{Adapter, PREFIX};
 use crate::peft::{self, Task};
-use crate::trunk::{Trunk, linear_shapes};
-use crate::{Config, Decoder, Error, LoraConfig, Params, Result, SequenceClassifier};
+use crate::trunk::Trunk;
+use crate::{Decoder, Error, LoraConfig, Params, Result, SequenceClassifier, init};
 
 impl Decoder {
     /// Puts a new adapter on and freezes everything else. A is uniform in ±1/√in from `rng`, module after module, and B is
@@ -18,8 +19,8 @@ impl Decoder {
     ///
     /// **Errors**: for a setting out of range, a name or block that the model does not have, and a second adapter.
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &self.trunk.config, config)?;
-        let tensors = adapter.initial(rng, kind(&self.params)?)?;
+        let adapter = new(&self.params, &self.trunk, config)?;
+        let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
 
@@ -28,11 +29,11 @@ impl Decoder {
     ///
     /// **Errors**: for settings that mean other maths, tensors that do not fit, and a second adapter.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let read = peft::read(dir, Task::CausalLm, &linear_shapes(&self.trunk.config))?;
-        let adapter = new(&self.params, &self.trunk.config, &read.config)?;
-        let (tensors, notes) = read.tensors(&adapter, &[], kind(&self.params)?)?;
+        let mut read = peft::read(dir, Task::CausalLm, &self.trunk.linear_shapes()?)?;
+        let adapter = new(&self.params, &self.trunk, &read.config)?;
+        let tensors = read.tensors(&adapter, None, kind(&self.params)?)?;
         self.attach(adapter, tensors)?;
-        Ok(notes)
+        Ok(read.notes)
     }
 
     /// Writes the adapter in PEFT's layout, for `base_name`: the folder or public name of the model it belongs on. Each file
@@ -76,25 +77,26 @@ impl Decoder {
 impl SequenceClassifier {
     /// Puts a new adapter on and freezes everything else but the score; see [`Decoder::add_lora`].
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &self.trunk.config, config)?;
-        let tensors = adapter.initial(rng, kind(&self.params)?)?;
+        let adapter = new(&self.params, &self.trunk, config)?;
+        let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
 
     /// Puts on an adapter from a folder in PEFT's layout and replaces the score by that of the folder; see
     /// [`Decoder::load_adapter`].
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let read = peft::read(dir, Task::SequenceClassification, &linear_shapes(&self.trunk.config))?;
-        let adapter = new(&self.params, &self.trunk.config, &read.config)?;
+        let mut read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear_shapes()?)?;
+        let adapter = new(&self.params, &self.trunk, &read.config)?;
         let score = self.params.shared(SCORE)?;
-        let own = (format!("{PREFIX}{SCORE}"), score.size());
-        let (mut tensors, notes) = read.tensors(&adapter, &[own], kind(&self.params)?)?;
+        let (labels, width) = score.size2()?;
+        let own = Spec::matrix(format!("{PREFIX}{SCORE}"), labels as usize, width as usize);
+        let mut tensors = read.tensors(&adapter, Some(own), kind(&self.params)?)?;
         let replacement = tensors.pop().map(|(_, tensor)| tensor);
         self.attach(adapter, tensors)?;
         if let Some(replacement) = replacement {
             no_grad(|| score.shallow_clone().f_copy_(&replacement))?;
         }
-        Ok(notes)
+        Ok(read.notes)
     }
 
     /// Writes adapter and score in PEFT's layout; see [`Decoder::save_adapter`].
@@ -125,15 +127,24 @@ impl SequenceClassifier {
 }
 
 /// A second adapter is refused before anything is made or read.
-fn new(params: &Params, config: &Config, lora: &LoraConfig) -> Result<Adapter> {
+fn new(params: &Params, trunk: &Trunk, lora: &LoraConfig) -> Result<Adapter> {
     if let Some(first) = params.adapter() {
         let got = format!("one of rank {}\nhint: merge the first one", first.config.r);
         return Err(Error::input("adapter to put on", "a model without an adapter", got));
     }
     lora.check()?;
-    let shapes = linear_shapes(config);
-    let modules = lora.targets(&shapes, config.num_hidden_layers)?;
+    let shapes = trunk.linear_shapes()?;
+    let modules = lora.targets(&shapes, trunk.n_blocks())?;
     Ok(Adapter::new(lora, modules.into_iter().cloned().collect()))
+}
+
+/// The tensors of a new adapter.
+fn begin(adapter: &Adapter, trunk: &Trunk, rng: &mut impl Rng, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    let make = |spec: Spec| {
+        let tensor = init::initial(&trunk.config, &spec, rng, kind)?;
+        Ok((spec.name, tensor))
+    };
+    adapter.tensors().into_iter().map(make).collect()
 }
 
 fn present(params: &Params) -> Result<&Adapter> {
@@ -157,7 +168,12 @@ fn merge(params: &mut Params) -> Result<()> {
     for module in &adapter.modules {
         let weight = params.shared(&format!("{}.weight", module.module))?;
         let change = adapter.change(params, module)?;
-        let sum = no_grad(|| weight.f_to_kind(Kind::Double)?.f_add(&change)?.f_to_kind(weight.f_kind()?))?;
+        let sum = no_grad(|| {
+            weight
+                .f_to_kind(Kind::Double)?
+                .f_add(&change)?
+                .f_to_kind(weight.f_kind()?)
+        })?;
         merged.push((weight, sum));
     }
     // All sums exist before the first weight changes.

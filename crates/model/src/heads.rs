@@ -6,7 +6,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::linear::{Linear, linear};
+use crate::arch::Spec;
+use crate::linear::{Layout, Linear, linear};
 use crate::{Decoder, Error, Params, Result, init, weights};
 
 const VALUE_FILE: &str = "value_head.safetensors";
@@ -29,18 +30,29 @@ impl ValueHead {
     /// **Reference**: S. Huang and others, "The N Implementation Details of RLHF with PPO", 2024, detail on the value head.
     pub fn init(decoder: &Decoder, rng: &mut impl Rng) -> Result<Self> {
         let width = decoder.config().hidden_size;
-        let weight = init::normal(rng, &[1, width as i64], 1.0 / (width as f64 + 1.0).sqrt(), kind(decoder)?)?;
+        let weight = init::normal(
+            rng,
+            &[1, width as i64],
+            1.0 / (width as f64 + 1.0).sqrt(),
+            kind(decoder)?,
+        )?;
         let bias = zeros(&[1], decoder)?;
-        Self::assemble(vec![named(VALUE, "weight", weight), named(VALUE, "bias", bias)], decoder)
+        Self::assemble(
+            vec![named(VALUE, "weight", weight), named(VALUE, "bias", bias)],
+            decoder,
+        )
     }
 
     /// Reads the head beside a model.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
         let shapes = [
-            (format!("{VALUE}.weight"), vec![1, decoder.config().hidden_size as i64]),
-            (format!("{VALUE}.bias"), vec![1]),
+            Spec::matrix(format!("{VALUE}.weight"), 1, decoder.config().hidden_size),
+            Spec::zeros(format!("{VALUE}.bias"), 1),
         ];
-        Self::assemble(weights::read_exact(&dir.join(VALUE_FILE), &shapes, MODEL, decoder.device())?, decoder)
+        Self::assemble(
+            weights::read_exact(&dir.join(VALUE_FILE), &shapes, decoder.device())?,
+            decoder,
+        )
     }
 
     /// Writes the head beside a model; the file is replaced whole or not at all.
@@ -61,7 +73,7 @@ impl ValueHead {
 
     fn assemble(entries: Vec<(String, Tensor)>, decoder: &Decoder) -> Result<Self> {
         let params = in_place(entries, decoder)?;
-        let map = Linear::new(&params, VALUE)?;
+        let map = Linear::new(&params, VALUE, Layout::OutIn)?;
         Ok(Self { map, params })
     }
 }
@@ -129,16 +141,18 @@ impl DirectorHead {
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
         let path = dir.join(DIRECTOR_FILE);
         let config = decoder.config();
-        let (v, d) = (config.vocab_size as i64, config.hidden_size as i64);
         let name = |part: &str| format!("{DIRECTOR}.{part}");
         let shared = weights::names(&path)?.contains(&name("params"));
         let (form, shapes) = if shared {
-            (DirectorForm::Shared {}, vec![(name("params"), vec![2])])
+            (DirectorForm::Shared {}, vec![Spec::zeros(name("params"), 2)])
         } else {
-            let own = vec![(name("weight"), vec![v, d]), (name("bias"), vec![v])];
+            let own = vec![
+                Spec::matrix(name("weight"), config.vocab_size, config.hidden_size),
+                Spec::zeros(name("bias"), config.vocab_size),
+            ];
             (DirectorForm::Own {}, own)
         };
-        let entries = weights::read_exact(&path, &shapes, MODEL, decoder.device())?;
+        let entries = weights::read_exact(&path, &shapes, decoder.device())?;
         Self::assemble(form, entries, decoder)
     }
 
@@ -166,7 +180,8 @@ impl DirectorHead {
             DirectorMap::Own { weight, bias } => Ok(fitting(states, weight)?.f_linear(weight, Some(bias))?),
             DirectorMap::Shared { scale_and_bias } => {
                 let embedding = decoder.output_embedding();
-                let language = linear(&fitting(states, &embedding)?, &embedding)?.f_to_kind(scale_and_bias.f_kind()?)?;
+                let language =
+                    linear(&fitting(states, &embedding)?, &embedding)?.f_to_kind(scale_and_bias.f_kind()?)?;
                 let (scale, bias) = pair(scale_and_bias)?;
                 Ok(language.f_mul(&scale)?.f_add(&bias)?)
             }
@@ -216,9 +231,6 @@ impl DirectorHead {
     }
 }
 
-/// The description that a head's shapes come from.
-const MODEL: &str = "config.json";
-
 /// Scale and bias out of the one tensor that holds both.
 fn pair(scale_and_bias: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((scale_and_bias.f_select(0, 0)?, scale_and_bias.f_select(0, 1)?))
@@ -255,7 +267,11 @@ fn fitting(states: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let width = weight.size()[1];
     match states.size().last() {
         Some(&got) if got == width => Ok(states.f_to_kind(weight.f_kind()?)?),
-        _ => Err(Error::input("states", format!("[.., {width}]"), format!("{:?}", states.size()))),
+        _ => Err(Error::input(
+            "states",
+            format!("[.., {width}]"),
+            format!("{:?}", states.size()),
+        )),
     }
 }
 

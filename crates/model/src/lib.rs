@@ -14,7 +14,9 @@
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
 mod adapter;
+mod arch;
 mod attention;
+mod block;
 mod cache;
 mod choose;
 mod classifier;
@@ -22,26 +24,32 @@ mod config;
 mod decoder;
 pub mod device;
 mod error;
+mod fields;
 pub mod files;
 mod generate;
+mod heads;
 mod hf;
 mod init;
-mod layer;
 mod linear;
 mod logps;
 mod lora;
+mod mlp;
+mod norm;
 mod params;
 mod peft;
+mod positions;
 mod rope;
 mod sampling;
 mod trunk;
 pub mod weights;
 
+pub use arch::{Architecture, Llama};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use generate::{Generated, generate};
+pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};

@@ -5,23 +5,31 @@ use tch::Tensor;
 use crate::lora::LowRank;
 use crate::{Params, Result};
 
+/// How a weight matrix lies in its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// [out, in].
+    OutIn,
+}
+
 /// A linear map of a block: what it is called and how wide it is.
 #[derive(Debug, Clone)]
 pub(crate) struct LinearShape {
     pub(crate) module: String,
     /// The block it is in.
-    pub(crate) layer: usize,
+    pub(crate) block: usize,
     pub(crate) n_in: i64,
     pub(crate) n_out: i64,
-    /// Whether the weight is stored as [in, out].
-    pub(crate) in_first: bool,
+    pub(crate) layout: Layout,
 }
 
 /// A linear map of the last axis: x · Wᵀ + b, and what an adapter adds to it.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// [out, in].
+    module: String,
+    /// In its layout.
     weight: Tensor,
+    layout: Layout,
     /// `[out]`.
     bias: Option<Tensor>,
     low_rank: Option<LowRank>,
@@ -29,9 +37,11 @@ pub(crate) struct Linear {
 
 impl Linear {
     /// The map whose weight is the parameter `{module}.weight`; its bias is `{module}.bias`, where there is one.
-    pub(crate) fn new(params: &Params, module: &str) -> Result<Self> {
+    pub(crate) fn new(params: &Params, module: &str, layout: Layout) -> Result<Self> {
         Ok(Self {
+            module: module.to_owned(),
             weight: params.shared(&format!("{module}.weight"))?,
+            layout,
             bias: params.find(&format!("{module}.bias")),
             low_rank: LowRank::find(params, module)?,
         })
@@ -39,11 +49,32 @@ impl Linear {
 
     /// x [.., in] → [.., out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        let y = match self.layout {
+            Layout::OutIn => x.f_linear(&self.weight, self.bias.as_ref())?,
+        };
         match &self.low_rank {
             Some(low_rank) => low_rank.add(x, y),
             None => Ok(y),
         }
+    }
+
+    /// What it is, given the number of its block.
+    pub(crate) fn shape(&self, block: usize) -> Result<LinearShape> {
+        let (n_out, n_in) = match self.layout {
+            Layout::OutIn => self.weight.size2()?,
+        };
+        Ok(LinearShape {
+            module: self.module.clone(),
+            block,
+            n_in,
+            n_out,
+            layout: self.layout,
+        })
+    }
+
+    /// [out, in] or, in another layout, how it lies there.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 }
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rand::Rng;
 use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::linear::LinearShape;
-use crate::{Error, Params, Result, init};
+use crate::arch::{Initial, Spec};
+use crate::linear::{Layout, LinearShape};
+use crate::{Error, Params, Result};
 
 /// What PEFT writes before a module's name.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -145,7 +145,11 @@ impl LoraConfig {
             for name in names {
                 if !linear.iter().any(|l| means(name, &l.module)) {
                     let known = known_names(linear).join(", ");
-                    return Err(Error::input("`target_modules`", format!("of {known}"), format!("`{name}`")));
+                    return Err(Error::input(
+                        "`target_modules`",
+                        format!("of {known}"),
+                        format!("`{name}`"),
+                    ));
                 }
             }
         }
@@ -154,11 +158,15 @@ impl LoraConfig {
                 TargetModules::AllLinear => true,
                 TargetModules::Named(names) => names.iter().any(|n| means(n, &l.module)),
             };
-            named && self.layers.as_ref().is_none_or(|layers| layers.contains(l.layer))
+            named && self.layers.as_ref().is_none_or(|layers| layers.contains(l.block))
         };
         let found: Vec<&LinearShape> = linear.iter().filter(wanted).collect();
         if found.is_empty() {
-            return Err(Error::input("`target_modules` in `layers`", "at least one linear map", "none"));
+            return Err(Error::input(
+                "`target_modules` in `layers`",
+                "at least one linear map",
+                "none",
+            ));
         }
         Ok(found)
     }
@@ -331,28 +339,22 @@ impl Adapter {
         }
     }
 
-    /// Name and shape of every tensor, in order.
-    pub(crate) fn expected(&self) -> Vec<(String, Vec<i64>)> {
+    /// Every tensor, in order, as PEFT begins: A uniform, B zero, so that nothing changes yet.
+    pub(crate) fn tensors(&self) -> Vec<Spec> {
         let r = self.config.r as i64;
+        let spec = |name, shape: [i64; 2], initial| Spec {
+            name,
+            shape: shape.to_vec(),
+            initial,
+        };
         let pair = |l: &LinearShape| {
             let (a, b) = names(&l.module);
-            [(a, vec![r, l.n_in]), (b, vec![l.n_out, r])]
+            [
+                spec(a, [r, l.n_in], Initial::Uniform),
+                spec(b, [l.n_out, r], Initial::Zero),
+            ]
         };
         self.modules.iter().flat_map(pair).collect()
-    }
-
-    /// PEFT's initial values: A uniform in ±1/√in (He's uniform at a slope of √5), B zero, so that nothing changes yet.
-    pub(crate) fn initial(&self, rng: &mut impl Rng, kind: Kind) -> Result<Vec<(String, Tensor)>> {
-        let mut entries = Vec::new();
-        for (name, shape) in self.expected() {
-            let tensor = if name.ends_with(".lora_A.weight") {
-                init::uniform(rng, &shape, 1.0 / (shape[1] as f64).sqrt(), kind)?
-            } else {
-                Tensor::f_zeros(&shape, (kind, tch::Device::Cpu))?
-            };
-            entries.push((name, tensor));
-        }
-        Ok(entries)
     }
 
     /// s B A of one module as its weight is stored, in f64.
@@ -360,11 +362,11 @@ impl Adapter {
         let (a, b) = names(&module.module);
         no_grad(|| {
             let double = |name: &str| -> Result<Tensor> { Ok(params.shared(name)?.f_to_kind(Kind::Double)?) };
-            let product = double(&b)?.f_matmul(&double(&a)?)?.f_mul_scalar(self.strength.scale())?;
-            Ok(if module.in_first {
-                product.f_transpose(0, 1)?
-            } else {
-                product
+            let product = double(&b)?
+                .f_matmul(&double(&a)?)?
+                .f_mul_scalar(self.strength.scale())?;
+            Ok(match module.layout {
+                Layout::OutIn => product,
             })
         })
     }

@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::arch::Spec;
 use crate::classifier::SCORE;
-use crate::linear::LinearShape;
+use crate::fields::Fields;
+use crate::linear::{Layout, LinearShape};
 use crate::lora::{ALL_LINEAR, Adapter, Layers, LoraConfig, PREFIX, TargetModules, means};
 use crate::{Error, Params, Result, files, hf, weights};
 
@@ -55,7 +57,7 @@ impl Task {
 #[derive(Debug)]
 pub(crate) struct Described {
     pub(crate) config: LoraConfig,
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     weights: PathBuf,
 }
 
@@ -76,45 +78,44 @@ pub(crate) fn read(dir: &Path, task: Task, linear: &[LinearShape]) -> Result<Des
 }
 
 impl Described {
-    /// Reads the adapter's tensors, in its order, and then those of `more` (name in the file and shape), in a kind.
+    /// Reads the adapter's tensors, in its order, and then `more`, in a kind.
     pub(crate) fn tensors(
-        mut self,
+        &mut self,
         adapter: &Adapter,
-        more: &[(String, Vec<i64>)],
+        more: Option<Spec>,
         kind: Kind,
-    ) -> Result<(Vec<(String, Tensor)>, Vec<String>)> {
-        let mut expected = adapter.expected();
-        expected.extend_from_slice(more);
-        let mut tensors = weights::read_exact(&self.weights, &expected, CONFIG, tch::Device::Cpu)?;
+    ) -> Result<Vec<(String, Tensor)>> {
+        let mut expected = adapter.tensors();
+        expected.extend(more);
+        let mut tensors = weights::read_exact(&self.weights, &expected, Device::Cpu)?;
         for (_, tensor) in &mut tensors {
             let stored = tensor.f_kind()?;
             if stored == Kind::Double && kind != Kind::Double && self.notes.iter().all(|n| !n.contains("f64")) {
-                self.notes.push(format!("f64 tensors are rounded to the model's {kind:?}"));
+                self.notes
+                    .push(format!("f64 tensors are rounded to the model's {kind:?}"));
             }
             *tensor = tensor.f_to_kind(kind)?;
         }
-        Ok((tensors, self.notes))
+        Ok(tensors)
     }
 }
 
 fn parse(
-    mut map: Map<String, Value>,
+    map: Map<String, Value>,
     task: Task,
     linear: &[LinearShape],
     notes: &mut Vec<String>,
 ) -> Result<LoraConfig, String> {
-    let mut take = |name: &str| map.remove(name).filter(|v| !v.is_null());
-    match take("peft_type") {
+    let mut fields = Fields::new(map);
+    match fields.take("peft_type") {
         Some(kind) if kind == "LORA" => {}
         got => return Err(format!("`peft_type`: only \"LORA\" is supported, got {}", shown(got))),
     }
-    if let Some(got) = take("task_type").filter(|got| got != task.name()) {
+    if let Some(got) = fields.take("task_type").filter(|got| got != task.name()) {
         return Err(format!("`task_type`: expected \"{}\" or none, got {got}", task.name()));
     }
-    if let Some(got) = take("bias").filter(|got| got != "none") {
-        return Err(format!("`bias`: only \"none\" is supported, got {got}"));
-    }
-    match take("init_lora_weights") {
+    fields.only("bias", &json!("none"))?;
+    match fields.take("init_lora_weights") {
         None | Some(Value::Bool(_)) => {}
         Some(Value::String(way)) if HARMLESS_INIT.contains(&way.as_str()) => {}
         Some(got) => {
@@ -123,8 +124,8 @@ fn parse(
             ));
         }
     }
-    saved_modules(take("modules_to_save"), task)?;
-    if let Some(got) = take("lora_dropout") {
+    saved_modules(fields.take("modules_to_save"), task)?;
+    if let Some(got) = fields.take("lora_dropout") {
         match got.as_f64() {
             Some(p) if p > 0.0 && p < 1.0 => {
                 notes.push(format!("`lora_dropout` {p} has no effect: nothing is dropped here"));
@@ -133,30 +134,25 @@ fn parse(
             _ => return Err(format!("`lora_dropout`: expected 0 to below 1, got {got}")),
         }
     }
-    let r = take("r");
-    let alpha = take("lora_alpha");
-    let targets = targets(take("target_modules"), linear, notes)?;
-    let layers = layers(take("layers_to_transform"), take("layers_pattern"), &targets, linear)?;
-    let use_rslora = match take("use_rslora") {
-        None => false,
-        Some(Value::Bool(on)) => on,
-        Some(got) => return Err(format!("`use_rslora`: expected true or false, got {got}")),
-    };
+    let targets = targets(fields.take("target_modules"), linear, notes)?;
+    let layers = layers(
+        fields.take("layers_to_transform"),
+        fields.take("layers_pattern"),
+        &targets,
+        linear,
+    )?;
+    let r = fields.size("r", Some(8))?;
+    let alpha = fields.number("lora_alpha", 8.0)?;
+    let use_rslora = fields.flag("use_rslora", false)?;
     for name in NO_EFFECT {
-        map.remove(name);
+        let _ = fields.take(name);
     }
-    if let Some((name, got)) = map.iter().find(|(_, value)| !says_nothing(value)) {
+    if let Some((name, got)) = fields.rest().iter().find(|(_, value)| !says_nothing(value)) {
         return Err(format!("`{name}` is not supported, got {got}"));
     }
     let config = LoraConfig {
-        r: r.as_ref()
-            .and_then(Value::as_u64)
-            .and_then(|r| usize::try_from(r).ok())
-            .ok_or_else(|| format!("`r`: expected a whole number, got {}", shown(r)))?,
-        alpha: alpha
-            .as_ref()
-            .and_then(Value::as_f64)
-            .ok_or_else(|| format!("`lora_alpha`: expected a number, got {}", shown(alpha)))?,
+        r,
+        alpha,
         target_modules: targets,
         layers,
         use_rslora,
@@ -208,11 +204,7 @@ fn words(value: &Value) -> Option<Vec<&str>> {
     value.as_array()?.iter().map(Value::as_str).collect()
 }
 
-fn targets(
-    value: Option<Value>,
-    linear: &[LinearShape],
-    notes: &mut Vec<String>,
-) -> Result<TargetModules, String> {
+fn targets(value: Option<Value>, linear: &[LinearShape], notes: &mut Vec<String>) -> Result<TargetModules, String> {
     let value = value.ok_or("`target_modules` is missing; expected a list of names")?;
     if let Value::String(text) = &value {
         if text.eq_ignore_ascii_case(ALL_LINEAR) {
@@ -227,7 +219,9 @@ fn targets(
         .into_iter()
         .partition(|n| linear.iter().any(|l| means(n, &l.module)));
     if known.is_empty() {
-        return Err(format!("`target_modules`: none is a linear map of the model's blocks, got {value}"));
+        return Err(format!(
+            "`target_modules`: none is a linear map of the model's blocks, got {value}"
+        ));
     }
     // PEFT passes over such names; an adapter on an embedding or a head shows in tensors that do not fit.
     notes.extend(
@@ -299,8 +293,9 @@ fn block_list(linear: &[LinearShape]) -> &str {
 pub(crate) fn write(dir: &Path, task: Task, adapter: &Adapter, params: &Params, base_name: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let mut stored = Vec::new();
-    for (name, _) in adapter.expected() {
-        stored.push((name.clone(), params.shared(&name)?));
+    for Spec { name, .. } in adapter.tensors() {
+        let tensor = params.shared(&name)?;
+        stored.push((name, tensor));
     }
     if task == Task::SequenceClassification {
         stored.push((format!("{PREFIX}{SCORE}"), params.shared(SCORE)?));
@@ -343,7 +338,7 @@ fn describe(task: Task, adapter: &Adapter, base_name: &str) -> Value {
         "use_rslora": config.use_rslora,
         "use_dora": false,
         "bias": "none",
-        "fan_in_fan_out": adapter.modules.iter().any(|l| l.in_first),
+        "fan_in_fan_out": adapter.modules.iter().any(|l| l.layout != Layout::OutIn),
         "init_lora_weights": true,
         "target_modules": names,
         "layers_to_transform": layers,
