@@ -85,9 +85,6 @@ pub(crate) fn write(path: &Path, config: &Config, class: ModelClass, dtype: &str
     map.insert("eos_token_id".to_owned(), eos);
     map.insert("pad_token_id".to_owned(), json!(config.pad_token_id));
     map.insert("torch_dtype".to_owned(), json!(dtype));
-    if class == ModelClass::SequenceClassification {
-        map.insert("num_labels".to_owned(), json!(1));
-    }
     for (name, value) in &config.other {
         map.entry(name.clone()).or_insert_with(|| value.clone());
     }
@@ -127,11 +124,9 @@ fn class(fields: &mut Fields, expected: &str, wanted: ModelClass) -> Result<(), 
             return Err(format!("`architectures`: expected `{expected}`, got {list}"));
         }
     }
-    if let Some(labels) = fields.take("num_labels")
-        && wanted == ModelClass::SequenceClassification
-        && labels != json!(1)
-    {
-        return Err(format!("`num_labels`: only 1 is supported, got {labels}"));
+    if wanted == ModelClass::CausalLm {
+        // Says how many outputs another head had.
+        let _ = fields.take("num_labels");
     }
     Ok(())
 }

@@ -229,6 +229,10 @@ fn targets(value: Option<Value>, linear: &[LinearShape], notes: &mut Vec<String>
             .into_iter()
             .map(|n| format!("`target_modules`: `{n}` names nothing in this model's blocks")),
     );
+    // How PEFT writes `all-linear` out.
+    if known.len() == linear.len() && linear.iter().all(|l| known.contains(&l.module.as_str())) {
+        return Ok(TargetModules::AllLinear);
+    }
     Ok(TargetModules::Named(known.into_iter().map(str::to_owned).collect()))
 }
 
