@@ -48,7 +48,7 @@ pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
-pub use generate::{Generated, generate};
+pub use generate::{Generated, Guide, generate, generate_guided};
 pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};

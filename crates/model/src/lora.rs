@@ -371,3 +371,98 @@ impl Adapter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<LoraConfig, String> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn settings_are_read_in_their_manifest_form() {
+        let least = read(r#"{ "r": 8, "alpha": 16, "target_modules": "all-linear" }"#).unwrap();
+        let expected = LoraConfig {
+            r: 8,
+            alpha: 16.0,
+            target_modules: TargetModules::AllLinear,
+            layers: None,
+            use_rslora: false,
+        };
+        assert_eq!(least, expected);
+        let most = r#"{ "r": 4, "alpha": 0.5, "target_modules": ["q_proj", "mlp.up_proj"],
+            "layers": { "range": { "first": 1, "last": 3 } }, "use_rslora": true }"#;
+        let most = read(most).unwrap();
+        assert_eq!(most.layers.as_ref().unwrap().to_list(), [1, 2, 3]);
+        for settings in [least, most] {
+            settings.check().unwrap();
+            assert_eq!(read(&serde_json::to_string(&settings).unwrap()), Ok(settings));
+        }
+        let list = r#"{ "r": 4, "alpha": 1, "target_modules": ["q_proj"], "layers": { "list": [3, 0] } }"#;
+        assert_eq!(read(list).unwrap().layers, Some(Layers::List(vec![3, 0])));
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_an_error() {
+        let cases = [
+            (
+                r#"{ "alpha": 16, "target_modules": "all-linear" }"#,
+                "missing field `r`",
+            ),
+            (r#"{ "r": 8, "target_modules": "all-linear" }"#, "missing field `alpha`"),
+            (r#"{ "r": 8, "alpha": 16 }"#, "missing field `target_modules`"),
+            (
+                r#"{ "r": 8, "alpha": 16, "target_modules": ".*_proj" }"#,
+                "invalid value: string \".*_proj\", expected `all-linear` or a list of module names",
+            ),
+            (
+                r#"{ "r": 8, "alpha": 16, "target_modules": 3 }"#,
+                "invalid type: integer `3`, expected `all-linear` or a list of module names",
+            ),
+            (
+                r#"{ "r": 8, "alpha": 16, "target_modules": ["q"], "dropout": 0.1 }"#,
+                "unknown field `dropout`",
+            ),
+            (
+                r#"{ "r": 8, "alpha": 16, "target_modules": ["q"], "layers": { "top": 2 } }"#,
+                "unknown variant `top`",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = read(text).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_scale_is_alpha_over_r_or_its_root() {
+        let settings = |use_rslora| LoraConfig {
+            r: 16,
+            alpha: 8.0,
+            target_modules: TargetModules::AllLinear,
+            layers: None,
+            use_rslora,
+        };
+        assert!((settings(false).scale() - 0.5).abs() < 1e-15);
+        assert!((settings(true).scale() - 2.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_target_is_a_name_or_the_end_of_one_after_a_dot() {
+        let module = "model.layers.1.self_attn.q_proj";
+        for target in ["q_proj", "self_attn.q_proj", module] {
+            assert!(means(target, module), "{target}");
+        }
+        for target in [
+            "proj",
+            "_proj",
+            "q_proj.",
+            "layers.1",
+            "x.model.layers.1.self_attn.q_proj",
+            "",
+        ] {
+            assert!(!means(target, module), "{target}");
+        }
+    }
+}

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use unsay_model::{Decoder, Error, LoraConfig, Params, SequenceClassifier, weights};
@@ -91,6 +93,14 @@ impl Model {
         match self {
             Self::Decoder(model) => model.load_adapter(dir),
             Self::Classifier(model) => model.load_adapter(dir),
+        }
+    }
+
+    pub(crate) fn add_lora(&mut self, settings: &LoraConfig, seed: u64) -> Result<(), Error> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        match self {
+            Self::Decoder(model) => model.add_lora(settings, &mut rng),
+            Self::Classifier(model) => model.add_lora(settings, &mut rng),
         }
     }
 

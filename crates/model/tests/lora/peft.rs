@@ -1,11 +1,14 @@
 //! Equality with PEFT on the committed cases.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
-use unsay_model::{Layers, LoraConfig, TargetModules};
+use tch::no_grad;
+use unsay_model::{Layers, LoraConfig, TargetModules, weights};
 
-use crate::cases::{CASES, Model, bits, case, cases, loss};
+use crate::cases::{CASES, Case, Model, bits, case, cases, loss};
+use crate::common::random;
 
 #[test]
 fn logits_loss_and_gradients_equal_those_of_peft() {
@@ -126,6 +129,59 @@ fn what_is_written_is_read_back_and_says_what_peft_says() {
         compared += 1;
     }
     assert_eq!(compared, CASES);
+}
+
+/// Adapters of this crate's own making, with what it computes, below the target folder: `check_adapter.py` compares them
+/// with PEFT.
+#[test]
+fn adapters_are_laid_out_for_peft_to_read() {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("adapters");
+    let settings_for = |case: &Case| {
+        let gpt2 = case.name.starts_with("gpt2");
+        let names = if gpt2 {
+            ["c_fc", "attn.c_proj"]
+        } else {
+            ["up_proj", "self_attn.k_proj"]
+        };
+        let named = TargetModules::Named(names.map(str::to_owned).into());
+        [
+            ("all_linear", TargetModules::AllLinear, None),
+            ("named", named.clone(), None),
+            ("blocks", named, Some(Layers::Range { first: 1, last: 1 })),
+            (
+                "all_linear_blocks",
+                TargetModules::AllLinear,
+                Some(Layers::List(vec![0])),
+            ),
+        ]
+    };
+    let mut written = 0;
+    for case in cases() {
+        for (i, (name, target_modules, layers)) in settings_for(&case).into_iter().enumerate() {
+            let settings = LoraConfig {
+                r: i + 1,
+                alpha: 1.5,
+                target_modules,
+                layers,
+                use_rslora: i % 2 == 1,
+            };
+            let mut model = case.model();
+            model.add_lora(&settings, 5).unwrap();
+            for (seed, param) in (90..).zip(model.params().trainable()) {
+                let values = random(&param.value().size(), seed) * 0.7;
+                no_grad(|| param.value().shallow_clone().copy_(&values));
+            }
+            let dir = root.join(&case.name).join(name);
+            model.save_adapter(&dir).unwrap();
+            let logits = model.logits(&case).detach();
+            weights::write(&dir.join("logits.safetensors"), [("logits", &logits)]).unwrap();
+            let mut back = case.model();
+            assert!(back.load_adapter(&dir).unwrap().is_empty());
+            assert_eq!(back.logits(&case).detach(), logits, "{}/{name}", case.name);
+            written += 1;
+        }
+    }
+    assert_eq!(written, 4 * CASES);
 }
 
 #[test]
