@@ -19,7 +19,7 @@ impl Decoder {
     ///
     /// **Errors**: for a setting out of range, a name or block that the model does not have, and a second adapter.
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &self.trunk, config)?;
+        let adapter = new(&self.params, &mut self.trunk, config)?;
         let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
@@ -30,7 +30,7 @@ impl Decoder {
     /// **Errors**: for settings that mean other maths, tensors that do not fit, and a second adapter.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
         let mut read = peft::read(dir, Task::CausalLm, &self.trunk.linear_shapes()?)?;
-        let adapter = new(&self.params, &self.trunk, &read.config)?;
+        let adapter = new(&self.params, &mut self.trunk, &read.config)?;
         let tensors = read.tensors(&adapter, None, kind(&self.params)?)?;
         self.attach(adapter, tensors)?;
         Ok(read.notes)
@@ -51,8 +51,7 @@ impl Decoder {
     /// trainable again. Without an adapter this is an error.
     pub fn merge_adapter(&mut self) -> Result<()> {
         merge(&mut self.params)?;
-        self.trunk = Trunk::new(&self.trunk.config, &self.params)?;
-        Ok(())
+        self.trunk.readapt(&self.params)
     }
 
     /// Runs `f` on the same weights with the adapter off: the reference of the policy that the adapter makes. No gradient is
@@ -68,8 +67,7 @@ impl Decoder {
     fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
         self.params.attach(adapter, tensors)?;
         self.params.train_only(|name| name.starts_with(PREFIX))?;
-        self.trunk = Trunk::new(&self.trunk.config, &self.params)?;
-        Ok(())
+        self.trunk.readapt(&self.params)
     }
 }
 
@@ -77,7 +75,7 @@ impl Decoder {
 impl SequenceClassifier {
     /// Puts a new adapter on and freezes everything else but the score; see [`Decoder::add_lora`].
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &self.trunk, config)?;
+        let adapter = new(&self.params, &mut self.trunk, config)?;
         let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
@@ -86,7 +84,7 @@ impl SequenceClassifier {
     /// [`Decoder::load_adapter`].
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
         let mut read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear_shapes()?)?;
-        let adapter = new(&self.params, &self.trunk, &read.config)?;
+        let adapter = new(&self.params, &mut self.trunk, &read.config)?;
         let score = self.params.shared(SCORE)?;
         let (labels, width) = score.size2()?;
         let own = Spec::matrix(format!("{PREFIX}{SCORE}"), labels as usize, width as usize);
@@ -113,21 +111,19 @@ impl SequenceClassifier {
     /// Adds the adapter into the weights and takes it off; see [`Decoder::merge_adapter`].
     pub fn merge_adapter(&mut self) -> Result<()> {
         merge(&mut self.params)?;
-        self.trunk = Trunk::new(&self.trunk.config, &self.params)?;
-        Ok(())
+        self.trunk.readapt(&self.params)
     }
 
     fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
         self.params.attach(adapter, tensors)?;
         self.params
             .train_only(|name| name.starts_with(PREFIX) || name == SCORE)?;
-        self.trunk = Trunk::new(&self.trunk.config, &self.params)?;
-        Ok(())
+        self.trunk.readapt(&self.params)
     }
 }
 
 /// A second adapter is refused before anything is made or read.
-fn new(params: &Params, trunk: &Trunk, lora: &LoraConfig) -> Result<Adapter> {
+fn new(params: &Params, trunk: &mut Trunk, lora: &LoraConfig) -> Result<Adapter> {
     if let Some(first) = params.adapter() {
         let got = format!("one of rank {}\nhint: merge the first one", first.config.r);
         return Err(Error::input("adapter to put on", "a model without an adapter", got));

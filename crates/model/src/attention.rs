@@ -55,9 +55,9 @@ impl Attention {
     }
 
     /// Its linear maps.
-    pub(crate) fn linear_maps(&self) -> Vec<&Linear> {
-        match &self.projections {
-            Projections::Separate { q, k, v } => vec![q, k, v, &self.out],
+    pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
+        match &mut self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v, &mut self.out],
         }
     }
 }

@@ -58,6 +58,12 @@ impl Linear {
         }
     }
 
+    /// Takes up the adapter that the parameters hold for it, or drops the one that they no longer hold.
+    pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
+        self.low_rank = LowRank::find(params, &self.module)?;
+        Ok(())
+    }
+
     /// What it is, given the number of its block.
     pub(crate) fn shape(&self, block: usize) -> Result<LinearShape> {
         let (n_out, n_in) = match self.layout {

@@ -31,7 +31,7 @@ impl Mlp {
     }
 
     /// Its linear maps.
-    pub(crate) fn linear_maps(&self) -> Vec<&Linear> {
+    pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
         match self {
             Self::Gated { gate, up, down } => vec![gate, up, down],
         }

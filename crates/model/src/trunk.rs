@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, left_padding_mask};
 use crate::block::Block;
-use crate::linear::LinearShape;
+use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
 use crate::{Config, Error, Params, Result};
@@ -48,14 +48,21 @@ impl Trunk {
     }
 
     /// Every linear map of the blocks, in their order.
-    pub(crate) fn linear_shapes(&self) -> Result<Vec<LinearShape>> {
-        let mut shapes = Vec::new();
-        for (index, block) in self.blocks.iter().enumerate() {
-            for map in [block.attention.linear_maps(), block.mlp.linear_maps()].concat() {
-                shapes.push(map.shape(index)?);
-            }
-        }
-        Ok(shapes)
+    pub(crate) fn linear_shapes(&mut self) -> Result<Vec<LinearShape>> {
+        self.linear_maps().map(|(block, map)| map.shape(block)).collect()
+    }
+
+    /// Takes up the adapter that the parameters hold, or drops the one that they no longer hold.
+    pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
+        self.linear_maps().try_for_each(|(_, map)| map.readapt(params))
+    }
+
+    /// The number of its block with each linear map.
+    fn linear_maps(&mut self) -> impl Iterator<Item = (usize, &mut Linear)> {
+        self.blocks.iter_mut().enumerate().flat_map(|(i, block)| {
+            let maps = block.attention.linear_maps().into_iter().chain(block.mlp.linear_maps());
+            maps.map(move |map| (i, map))
+        })
     }
 
     /// Right-padded ids [B, T] → final states [B, T, D].
