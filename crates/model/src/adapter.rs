@@ -162,7 +162,7 @@ fn merge(params: &mut Params) -> Result<()> {
     let adapter = present(params)?;
     let mut merged = Vec::new();
     for module in &adapter.modules {
-        let weight = params.shared(&format!("{}.weight", module.module))?;
+        let weight = params.known(&format!("{}.weight", module.module))?;
         let change = adapter.change(params, module)?;
         let sum = no_grad(|| {
             weight
@@ -170,7 +170,7 @@ fn merge(params: &mut Params) -> Result<()> {
                 .f_add(&change)?
                 .f_to_kind(weight.f_kind()?)
         })?;
-        merged.push((weight, sum));
+        merged.push((weight.shallow_clone(), sum));
     }
     // All sums exist before the first weight changes.
     for (mut weight, sum) in merged {

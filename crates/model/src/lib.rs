@@ -7,7 +7,9 @@
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
-//! * [`SequenceClassifier`]: a decoder trunk with one score
+//! * [`SequenceClassifier`]: a decoder trunk with a score per label
+//! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`generate_guided()`]: sampling by their scores
+//! * [`LoraConfig`], [`Decoder::add_lora`]: low-rank adapters in PEFT's layout, on, off and merged
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
 //!

@@ -361,7 +361,7 @@ impl Adapter {
     pub(crate) fn change(&self, params: &Params, module: &LinearShape) -> Result<Tensor> {
         let (a, b) = names(&module.module);
         no_grad(|| {
-            let double = |name: &str| -> Result<Tensor> { Ok(params.shared(name)?.f_to_kind(Kind::Double)?) };
+            let double = |name: &str| -> Result<Tensor> { Ok(params.known(name)?.f_to_kind(Kind::Double)?) };
             let product = double(&b)?
                 .f_matmul(&double(&a)?)?
                 .f_mul_scalar(self.strength.scale())?;

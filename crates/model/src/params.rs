@@ -146,6 +146,12 @@ impl Params {
         Ok(())
     }
 
+    /// The tensor of a name that must exist.
+    pub(crate) fn known(&self, name: &str) -> Result<&Tensor> {
+        self.get(name)
+            .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
+    }
+
     /// A handle on the same tensor, for the module that computes with it.
     pub(crate) fn shared(&self, name: &str) -> Result<Tensor> {
         self.find(name)

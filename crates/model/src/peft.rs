@@ -298,13 +298,12 @@ pub(crate) fn write(dir: &Path, task: Task, adapter: &Adapter, params: &Params, 
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let mut stored = Vec::new();
     for Spec { name, .. } in adapter.tensors() {
-        let tensor = params.shared(&name)?;
-        stored.push((name, tensor));
+        stored.push((name.clone(), params.known(&name)?));
     }
     if task == Task::SequenceClassification {
-        stored.push((format!("{PREFIX}{SCORE}"), params.shared(SCORE)?));
+        stored.push((format!("{PREFIX}{SCORE}"), params.known(SCORE)?));
     }
-    weights::write(&dir.join(WEIGHTS), stored.iter().map(|(n, t)| (n.as_str(), t)))?;
+    weights::write(&dir.join(WEIGHTS), stored.iter().map(|(n, t)| (n.as_str(), *t)))?;
     let mut text = serde_json::to_string_pretty(&describe(task, adapter, base_name)).unwrap_or_default();
     text.push('\n');
     files::write_atomic(&dir.join(CONFIG), |out| out.write_all(text.as_bytes()))
