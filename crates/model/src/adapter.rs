@@ -7,7 +7,7 @@ use tch::{Kind, Tensor, no_grad, no_grad_guard};
 
 use crate::arch::Spec;
 use crate::classifier::SCORE;
-use crate::lora::{Adapter, PREFIX};
+use crate::low_rank::{Adapter, PREFIX};
 use crate::peft::{self, Task};
 use crate::trunk::Trunk;
 use crate::{Decoder, Error, LoraConfig, Params, Result, SequenceClassifier, init};

@@ -35,6 +35,7 @@ mod init;
 mod linear;
 mod logps;
 mod lora;
+mod low_rank;
 mod mlp;
 mod norm;
 mod params;

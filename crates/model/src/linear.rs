@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::lora::LowRank;
+use crate::low_rank::LowRank;
 use crate::{Params, Result};
 
 /// How a weight matrix lies in its folder.

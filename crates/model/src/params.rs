@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
-use crate::lora::Adapter;
+use crate::low_rank::Adapter;
 use crate::{Error, Result};
 
 /// One tensor of a model.

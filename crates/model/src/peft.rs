@@ -10,7 +10,8 @@ use crate::arch::Spec;
 use crate::classifier::SCORE;
 use crate::fields::Fields;
 use crate::linear::{Layout, LinearShape};
-use crate::lora::{ALL_LINEAR, Adapter, Layers, LoraConfig, PREFIX, TargetModules, means};
+use crate::lora::{ALL_LINEAR, Layers, LoraConfig, TargetModules, means};
+use crate::low_rank::{Adapter, PREFIX};
 use crate::{Error, Params, Result, files, hf, weights};
 
 const CONFIG: &str = "adapter_config.json";
