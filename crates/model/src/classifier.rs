@@ -7,11 +7,12 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use crate::arch::Spec;
-use crate::decoder::{CONFIG, WEIGHTS, save};
+use crate::decoder::{CONFIG, save, wanted};
 use crate::hf::{self, ModelClass};
 use crate::linear::linear;
+use crate::shards;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Result, init, weights};
+use crate::{Config, Decoder, Error, Params, Result, init};
 
 pub(crate) const SCORE: &str = "score.weight";
 
@@ -68,16 +69,15 @@ impl SequenceClassifier {
 
     /// Reads a Hugging Face folder.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let path = dir.join(CONFIG);
-        let mut config = hf::read(&path, ModelClass::SequenceClassification)?;
+        let mut config = hf::read(dir, ModelClass::SequenceClassification)?;
         let num_labels = count_labels(&config.other).map_err(|what| Error::Config {
-            place: format!("`{}`", path.display()),
+            place: format!("`{}`", dir.join(CONFIG).display()),
             what,
         })?;
         config.other.insert(NUM_LABELS.to_owned(), num_labels.into());
-        let mut expected = config.architecture.form().tensors(&config);
-        expected.push(Spec::matrix(SCORE, num_labels, config.hidden_size));
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
+        let mut wanted = wanted(&config);
+        wanted.tensors.push(Spec::matrix(SCORE, num_labels, config.hidden_size));
+        let entries = shards::read(dir, &wanted, None, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 
@@ -87,7 +87,20 @@ impl SequenceClassifier {
         if self.config().pad_token_id.is_none() {
             return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
         }
-        save(dir, self.config(), &self.params, ModelClass::SequenceClassification)
+        save(
+            dir,
+            self.config(),
+            &self.params,
+            ModelClass::SequenceClassification,
+            None,
+        )
+    }
+
+    /// The same model, rounding to f32 where transformers does; see [`Decoder::rounded_like_transformers`].
+    #[must_use]
+    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
+        self.trunk.round_to_f32(softmax);
+        self
     }
 
     /// What the trunk is.

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::arch::Spec;
 use crate::linear::{Layout, Linear, linear};
-use crate::{Decoder, Error, Params, Result, init, weights};
+use crate::{Decoder, Error, Params, Result, file_in, init, shards, weights};
 
 const VALUE_FILE: &str = "value_head.safetensors";
 const VALUE: &str = "v_head.summary";
@@ -50,7 +50,7 @@ impl ValueHead {
             Spec::zeros(format!("{VALUE}.bias"), 1),
         ];
         Self::assemble(
-            weights::read_exact(&dir.join(VALUE_FILE), &shapes, decoder.device())?,
+            shards::read_file(dir, VALUE_FILE, shapes.into(), decoder.device())?,
             decoder,
         )
     }
@@ -139,10 +139,11 @@ impl DirectorHead {
 
     /// Reads the head beside a model, in the form that was written.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let path = dir.join(DIRECTOR_FILE);
         let config = decoder.config();
         let name = |part: &str| format!("{DIRECTOR}.{part}");
-        let shared = weights::names(&path)?.contains(&name("params"));
+        let shared = weights::Reader::open(&file_in(dir, DIRECTOR_FILE)?)?
+            .names()
+            .contains(&name("params"));
         let (form, shapes) = if shared {
             (DirectorForm::Shared {}, vec![Spec::zeros(name("params"), 2)])
         } else {
@@ -152,7 +153,7 @@ impl DirectorHead {
             ];
             (DirectorForm::Own {}, own)
         };
-        let entries = weights::read_exact(&path, &shapes, decoder.device())?;
+        let entries = shards::read_file(dir, DIRECTOR_FILE, shapes, decoder.device())?;
         Self::assemble(form, entries, decoder)
     }
 

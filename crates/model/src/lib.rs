@@ -15,6 +15,7 @@
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod activation;
 mod adapter;
 mod arch;
 mod attention;
@@ -28,6 +29,8 @@ pub mod device;
 mod error;
 mod fields;
 pub mod files;
+mod folder;
+mod frequencies;
 mod generate;
 mod heads;
 mod hf;
@@ -43,14 +46,18 @@ mod peft;
 mod positions;
 mod rope;
 mod sampling;
+mod shards;
 mod trunk;
 pub mod weights;
 
-pub use arch::{Architecture, Llama};
+pub use activation::Activation;
+pub use arch::{Architecture, Gpt2, Llama, Mistral, Phi3, Qwen2};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
+pub use folder::file_in;
+pub use frequencies::RopeScaling;
 pub use generate::{Generated, Guide, generate, generate_guided};
 pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;

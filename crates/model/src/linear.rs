@@ -10,6 +10,8 @@ use crate::{Params, Result};
 pub(crate) enum Layout {
     /// [out, in].
     OutIn,
+    /// [in, out].
+    InOut,
 }
 
 /// A linear map of a block: what it is called and how wide it is.
@@ -51,6 +53,7 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match self.layout {
             Layout::OutIn => x.f_linear(&self.weight, self.bias.as_ref())?,
+            Layout::InOut => x.f_linear(&self.weight.f_tr()?, self.bias.as_ref())?,
         };
         match &self.low_rank {
             Some(low_rank) => low_rank.add(x, y),
@@ -68,6 +71,7 @@ impl Linear {
     pub(crate) fn shape(&self, block: usize) -> Result<LinearShape> {
         let (n_out, n_in) = match self.layout {
             Layout::OutIn => self.weight.size2()?,
+            Layout::InOut => self.weight.f_tr()?.size2()?,
         };
         Ok(LinearShape {
             module: self.module.clone(),

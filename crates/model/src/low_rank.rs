@@ -141,6 +141,7 @@ impl Adapter {
                 .f_mul_scalar(self.strength.scale())?;
             Ok(match module.layout {
                 Layout::OutIn => product,
+                Layout::InOut => product.f_tr()?,
             })
         })
     }

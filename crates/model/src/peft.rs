@@ -12,7 +12,7 @@ use crate::fields::Fields;
 use crate::linear::{Layout, LinearShape};
 use crate::lora::{ALL_LINEAR, Layers, LoraConfig, TargetModules, means};
 use crate::low_rank::{Adapter, PREFIX};
-use crate::{Error, Params, Result, files, hf, weights};
+use crate::{Error, Params, Result, files, hf, shards, weights};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -59,22 +59,21 @@ impl Task {
 pub(crate) struct Described {
     pub(crate) config: LoraConfig,
     pub(crate) notes: Vec<String>,
-    weights: PathBuf,
+    dir: PathBuf,
 }
 
 /// Reads and checks a description for a model with the given linear maps.
 pub(crate) fn read(dir: &Path, task: Task, linear: &[LinearShape]) -> Result<Described> {
-    let path = dir.join(CONFIG);
-    let map = hf::read_object(&path)?;
+    let map = hf::read_object(dir, CONFIG)?;
     let mut notes = Vec::new();
     let config = parse(map, task, linear, &mut notes).map_err(|what| Error::Config {
-        place: format!("`{}`", path.display()),
+        place: format!("`{}`", dir.join(CONFIG).display()),
         what,
     })?;
     Ok(Described {
         config,
         notes,
-        weights: dir.join(WEIGHTS),
+        dir: dir.to_owned(),
     })
 }
 
@@ -88,7 +87,7 @@ impl Described {
     ) -> Result<Vec<(String, Tensor)>> {
         let mut expected = adapter.tensors();
         expected.extend(more);
-        let mut tensors = weights::read_exact(&self.weights, &expected, Device::Cpu)?;
+        let mut tensors = shards::read_file(&self.dir, WEIGHTS, expected, Device::Cpu)?;
         for (_, tensor) in &mut tensors {
             let stored = tensor.f_kind()?;
             if stored == Kind::Double && kind != Kind::Double && self.notes.iter().all(|n| !n.contains("f64")) {

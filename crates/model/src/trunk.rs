@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Sight, attend, left_padding_mask};
+use crate::attention::{Sight, attend, attend_with_f32_softmax};
 use crate::block::Block;
 use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
@@ -17,6 +17,17 @@ pub(crate) struct Trunk {
     blocks: Vec<Block>,
     norm: Norm,
     pub(crate) positions: Positions,
+    /// What each block's window is; none where it sees everything before it.
+    windows: Vec<Option<i64>>,
+    f32_softmax: bool,
+}
+
+/// What the blocks of one batch see.
+#[derive(Debug)]
+pub(crate) struct Sights {
+    all: Sight,
+    /// Of blocks with a window.
+    near: Option<Sight>,
 }
 
 impl Trunk {
@@ -31,6 +42,10 @@ impl Trunk {
             blocks,
             norm: form.final_norm(config, params)?,
             positions: form.positions(config, params)?,
+            windows: (0..config.num_hidden_layers)
+                .map(|i| form.window(config, i).map(|n| n as i64))
+                .collect(),
+            f32_softmax: false,
             embedding,
         })
     }
@@ -65,11 +80,27 @@ impl Trunk {
         })
     }
 
+    /// Rounds norms and angles to f32, and the softmax of attention when asked: see
+    /// [`crate::Decoder::rounded_like_transformers`].
+    pub(crate) fn round_to_f32(&mut self, softmax: bool) {
+        let norms = self
+            .blocks
+            .iter_mut()
+            .flat_map(|b| [&mut b.before_attention, &mut b.before_mlp]);
+        norms.chain([&mut self.norm]).for_each(Norm::round_to_f32);
+        if let Positions::Rotary(rope) = &mut self.positions {
+            rope.round_to_f32();
+            // Architectures with learned positions keep their kind in the softmax too.
+            self.f32_softmax = softmax;
+        }
+    }
+
     /// Right-padded ids [B, T] → final states [B, T, D].
     pub(crate) fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let (ids, _, width) = self.checked(ids)?;
         let place = self.positions.first(width)?;
-        let x = self.run(&ids, &place, |_, q, k, v| attend(q, k, v, &Sight::Causal))?;
+        let sights = self.sights(None, width)?;
+        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
     }
 
@@ -87,10 +118,39 @@ impl Trunk {
             ));
         }
         let real = real.f_to(self.device())?;
-        let sight = Sight::Masked(left_padding_mask(&real, self.kind()?)?);
         let place = self.positions.at(&positions::count(&real)?, width)?;
-        let x = self.run(&ids, &place, |_, q, k, v| attend(q, k, v, &sight))?;
+        let sights = self.sights(Some(&real), width)?;
+        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
+    }
+
+    /// What `width` positions see in each block; real [B, T] is true where a token counts.
+    pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
+        let (width, options) = (width as i64, (self.kind()?, self.device()));
+        let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        Ok(Sights {
+            all: Sight::new(real, width, None, options)?,
+            near: window
+                .map(|&window| Sight::new(real, width, Some(window), options))
+                .transpose()?,
+        })
+    }
+
+    /// Attention of block `i` over the whole batch: q [B, T, H, d], k and v [B, T, G, d] → [B, T, H·d].
+    pub(crate) fn attend(&self, i: usize, q: &Tensor, k: &Tensor, v: &Tensor, sights: &Sights) -> Result<Tensor> {
+        let sight = match &sights.near {
+            Some(near) if self.windows[i].is_some() => near,
+            _ => &sights.all,
+        };
+        if self.f32_softmax {
+            return attend_with_f32_softmax(q, k, v, sight);
+        }
+        attend(q, k, v, sight)
+    }
+
+    /// The window of block `i`.
+    pub(crate) fn window(&self, i: usize) -> Option<i64> {
+        self.windows[i]
     }
 
     /// Ids [B, T] → embedding, all blocks [B, T, D]; `attend` is handed the block's number.
@@ -109,7 +169,11 @@ impl Trunk {
 
     /// What the first block sees, [B, T, D].
     fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
-        place.embed(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
+        let padding = match self.config.pad_token_id {
+            Some(pad) if self.config.architecture.form().padding_is_not_trained() => i64::from(pad),
+            _ => -1,
+        };
+        place.embed(Tensor::f_embedding(&self.embedding, ids, padding, false, false)?)
     }
 
     /// The final norm.

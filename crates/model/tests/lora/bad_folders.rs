@@ -168,7 +168,7 @@ fn tensors_that_do_not_fit_are_named() {
         ("expected shape [4, 2], got [2, 4]", |l| {
             replace(l, |t| t.transpose(0, 1).contiguous())
         }),
-        ("expected a float type, got I64", |l| {
+        ("expected F32, F64, F16 or BF16, got I64", |l| {
             replace(l, |t| t.to_kind(Kind::Int64))
         }),
         ("holds NaN or infinity", |l| replace(l, |t| t * f64::NAN)),

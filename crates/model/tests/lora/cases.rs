@@ -60,9 +60,11 @@ impl Case {
     pub(crate) fn model(&self) -> Model {
         let base = self.folder.join("base");
         if self.name.starts_with("classifier") {
-            Model::Classifier(SequenceClassifier::load(&base, Device::Cpu).unwrap())
+            let model = SequenceClassifier::load(&base, Device::Cpu).unwrap();
+            Model::Classifier(model.rounded_like_transformers(true))
         } else {
-            Model::Decoder(Decoder::load(&base, Device::Cpu).unwrap())
+            let model = Decoder::load(&base, Device::Cpu).unwrap();
+            Model::Decoder(model.rounded_like_transformers(true))
         }
     }
 
@@ -160,7 +162,7 @@ pub(crate) fn loss(case: &Case, logits: &Tensor) -> Tensor {
     let (width, vocab) = (logits.size()[1], logits.size()[2]);
     let predicted = logits.narrow(1, 0, width - 1).reshape([-1, vocab]);
     let targets = case.ids.narrow(1, 1, width - 1).reshape([-1]);
-    predicted.cross_entropy_for_logits(&targets)
+    predicted.log_softmax(-1, predicted.kind()).nll_loss(&targets)
 }
 
 /// Names and bytes of every tensor.
