@@ -19,7 +19,7 @@ impl Decoder {
     ///
     /// **Errors**: for a setting out of range, a name or block that the model does not have, and a second adapter.
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &mut self.trunk, config)?;
+        let adapter = new(&self.params, &self.trunk, config)?;
         let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
@@ -29,8 +29,8 @@ impl Decoder {
     ///
     /// **Errors**: for settings that mean other maths, tensors that do not fit, and a second adapter.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let mut read = peft::read(dir, Task::CausalLm, &self.trunk.linear_shapes()?)?;
-        let adapter = new(&self.params, &mut self.trunk, &read.config)?;
+        let mut read = peft::read(dir, Task::CausalLm, &self.trunk.linear)?;
+        let adapter = new(&self.params, &self.trunk, &read.config)?;
         let tensors = read.tensors(&adapter, None, kind(&self.params)?)?;
         self.attach(adapter, tensors)?;
         Ok(read.notes)
@@ -75,7 +75,7 @@ impl Decoder {
 impl SequenceClassifier {
     /// Puts a new adapter on and freezes everything else but the score; see [`Decoder::add_lora`].
     pub fn add_lora(&mut self, config: &LoraConfig, rng: &mut impl Rng) -> Result<()> {
-        let adapter = new(&self.params, &mut self.trunk, config)?;
+        let adapter = new(&self.params, &self.trunk, config)?;
         let tensors = begin(&adapter, &self.trunk, rng, kind(&self.params)?)?;
         self.attach(adapter, tensors)
     }
@@ -83,8 +83,8 @@ impl SequenceClassifier {
     /// Puts on an adapter from a folder in PEFT's layout and replaces the score by that of the folder; see
     /// [`Decoder::load_adapter`].
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let mut read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear_shapes()?)?;
-        let adapter = new(&self.params, &mut self.trunk, &read.config)?;
+        let mut read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear)?;
+        let adapter = new(&self.params, &self.trunk, &read.config)?;
         let score = self.params.shared(SCORE)?;
         let (labels, width) = score.size2()?;
         let own = Spec::matrix(format!("{PREFIX}{SCORE}"), labels as usize, width as usize);
@@ -123,14 +123,13 @@ impl SequenceClassifier {
 }
 
 /// A second adapter is refused before anything is made or read.
-fn new(params: &Params, trunk: &mut Trunk, lora: &LoraConfig) -> Result<Adapter> {
+fn new(params: &Params, trunk: &Trunk, lora: &LoraConfig) -> Result<Adapter> {
     if let Some(first) = params.adapter() {
         let got = format!("one of rank {}\nhint: merge the first one", first.config.r);
         return Err(Error::input("adapter to put on", "a model without an adapter", got));
     }
     lora.check()?;
-    let shapes = trunk.linear_shapes()?;
-    let modules = lora.targets(&shapes, trunk.n_blocks())?;
+    let modules = lora.targets(&trunk.linear, trunk.n_blocks())?;
     Ok(Adapter::new(lora, modules.into_iter().cloned().collect()))
 }
 

@@ -123,13 +123,7 @@ impl Decoder {
     /// The names of the linear maps in the blocks, such as `model.layers.0.self_attn.q_proj`, in order; their
     /// weights are the parameters of that name with `.weight`.
     pub fn linear_modules(&self) -> Vec<String> {
-        let form = self.config().architecture.form();
-        let of = |i| {
-            form.linears()
-                .iter()
-                .map(move |name| format!("{}{name}", form.block_prefix(i)))
-        };
-        (0..self.config().num_hidden_layers).flat_map(of).collect()
+        self.trunk.linear.iter().map(|map| map.module.clone()).collect()
     }
 
     /// The matrix [V, D] that turns a state into logits.

@@ -15,6 +15,8 @@ pub(crate) struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
     blocks: Vec<Block>,
+    /// Every linear map of the blocks, in their order.
+    pub(crate) linear: Vec<LinearShape>,
     norm: Norm,
     pub(crate) positions: Positions,
     /// What each block's window is; none where it sees everything before it.
@@ -30,15 +32,25 @@ pub(crate) struct Sights {
     near: Option<Sight>,
 }
 
+/// The number of its block with each linear map.
+fn linear_maps(blocks: &mut [Block]) -> impl Iterator<Item = (usize, &mut Linear)> {
+    blocks.iter_mut().enumerate().flat_map(|(i, block)| {
+        let maps = block.attention.linear_maps().into_iter().chain(block.mlp.linear_maps());
+        maps.map(move |map| (i, map))
+    })
+}
+
 impl Trunk {
     pub(crate) fn new(config: &Config, params: &Params) -> Result<Self> {
         let form = config.architecture.form();
         let embedding = params.shared(form.embedding())?;
-        let blocks = (0..config.num_hidden_layers)
+        let mut blocks = (0..config.num_hidden_layers)
             .map(|i| form.block(config, params, i))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        let linear = linear_maps(&mut blocks).map(|(i, map)| map.shape(i));
         Ok(Self {
             config: config.clone(),
+            linear: linear.collect::<Result<_>>()?,
             blocks,
             norm: form.final_norm(config, params)?,
             positions: form.positions(config, params)?,
@@ -62,22 +74,9 @@ impl Trunk {
         self.blocks.len()
     }
 
-    /// Every linear map of the blocks, in their order.
-    pub(crate) fn linear_shapes(&mut self) -> Result<Vec<LinearShape>> {
-        self.linear_maps().map(|(block, map)| map.shape(block)).collect()
-    }
-
     /// Takes up the adapter that the parameters hold, or drops the one that they no longer hold.
     pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
-        self.linear_maps().try_for_each(|(_, map)| map.readapt(params))
-    }
-
-    /// The number of its block with each linear map.
-    fn linear_maps(&mut self) -> impl Iterator<Item = (usize, &mut Linear)> {
-        self.blocks.iter_mut().enumerate().flat_map(|(i, block)| {
-            let maps = block.attention.linear_maps().into_iter().chain(block.mlp.linear_maps());
-            maps.map(move |map| (i, map))
-        })
+        linear_maps(&mut self.blocks).try_for_each(|(_, map)| map.readapt(params))
     }
 
     /// Rounds norms and angles to f32, and the softmax of attention when asked: see

@@ -92,12 +92,6 @@ pub(crate) trait Form: Debug {
     /// What every name of the trunk's tensors begins with; folders of the bare trunk leave it out.
     fn prefix(&self) -> &'static str;
 
-    /// What names begin with in block number `index`, up to the names of its modules.
-    fn block_prefix(&self, index: usize) -> String;
-
-    /// The linear maps of a block by their names behind [`Form::block_prefix`].
-    fn linears(&self) -> &'static [&'static str];
-
     /// Tensors that folders may hold although they are computed and not learned; they are left unread.
     fn buffers(&self, config: &Config) -> Vec<String>;
 

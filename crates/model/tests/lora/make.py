@@ -1,7 +1,7 @@
 """Writes the cases of the test `lora`: small checkpoints, adapters on them as PEFT stores them, and what PEFT computes.
 
     pip install torch==2.11.0 transformers==4.57.6 peft==0.21.2
-    python make.py            # writes cases/ beside this file
+    PYTHONHASHSEED=0 python make.py     # writes cases/ beside this file; PEFT stores names in the order of a hash
 
 One folder a case: `base/` (a Hugging Face folder), `adapter/` (what `save_pretrained` writes), `inputs.json` (`input_ids`
 and, for a classifier, `lengths`) and `expected.safetensors`: `logits`, `base_logits` (adapter off), `merged_logits`, `loss`
@@ -21,6 +21,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 HERE = Path(__file__).parent / "cases"
@@ -46,6 +50,41 @@ def llama(labels=None):
         return LlamaForCausalLM(config)
     config.num_labels = labels
     return LlamaForSequenceClassification(config)
+
+
+def qwen2():
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def phi3():
+    config = Phi3Config(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        original_max_position_embeddings=16,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_implementation="eager",
+    )
+    return Phi3ForCausalLM(config)
 
 
 def gpt2():
@@ -81,6 +120,8 @@ CASES = {
     ),
     "gpt2_all_linear": (gpt2, F64, dict(r=2, lora_alpha=4, target_modules="all-linear")),
     "gpt2_attention": (gpt2, F32, dict(r=3, lora_alpha=2, target_modules=["c_attn"], fan_in_fan_out=True)),
+    "qwen2_biases": (qwen2, F32, dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])),
+    "phi3_fused": (phi3, F32, dict(r=2, lora_alpha=4, target_modules="all-linear")),
     "classifier_one": (lambda: llama(1), F64, dict(r=2, lora_alpha=4, target_modules="all-linear")),
     "classifier_three": (lambda: llama(3), F64, dict(r=2, lora_alpha=4, target_modules=["up_proj", "k_proj"])),
 }
@@ -146,6 +187,6 @@ def make(name, build, dtype, adapter):
 
 if __name__ == "__main__":
     shutil.rmtree(HERE, ignore_errors=True)
-    torch.manual_seed(7)
     for case, arguments in CASES.items():
+        torch.manual_seed(7)
         make(case, *arguments)
