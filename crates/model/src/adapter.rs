@@ -29,7 +29,7 @@ impl Decoder {
     ///
     /// **Errors**: for settings that mean other maths, tensors that do not fit, and a second adapter.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let mut read = peft::read(dir, Task::CausalLm, &self.trunk.linear)?;
+        let read = peft::read(dir, Task::CausalLm, &self.trunk.linear)?;
         let adapter = new(&self.params, &self.trunk, &read.config)?;
         let tensors = read.tensors(&adapter, None, kind(&self.params)?)?;
         self.attach(adapter, tensors)?;
@@ -83,7 +83,7 @@ impl SequenceClassifier {
     /// Puts on an adapter from a folder in PEFT's layout and replaces the score by that of the folder; see
     /// [`Decoder::load_adapter`].
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let mut read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear)?;
+        let read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear)?;
         let adapter = new(&self.params, &self.trunk, &read.config)?;
         let score = self.params.shared(SCORE)?;
         let (labels, width) = score.size2()?;

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::arch::Spec;
 use crate::linear::{Layout, Linear, linear};
-use crate::{Decoder, Error, Params, Result, file_in, init, shards, weights};
+use crate::{Config, Decoder, Error, Params, Result, file_in, init, shards, weights};
 
 const VALUE_FILE: &str = "value_head.safetensors";
 const VALUE: &str = "v_head.summary";
@@ -30,17 +30,13 @@ impl ValueHead {
     /// **Reference**: S. Huang and others, "The N Implementation Details of RLHF with PPO", 2024, detail on the value head.
     pub fn init(decoder: &Decoder, rng: &mut impl Rng) -> Result<Self> {
         let width = decoder.config().hidden_size;
-        let weight = init::normal(
-            rng,
-            &[1, width as i64],
-            1.0 / (width as f64 + 1.0).sqrt(),
-            kind(decoder)?,
-        )?;
-        let bias = zeros(&[1], decoder)?;
-        Self::assemble(
-            vec![named(VALUE, "weight", weight), named(VALUE, "bias", bias)],
-            decoder,
-        )
+        let (kind, device) = options(decoder)?;
+        let weight = init::normal(rng, &[1, width as i64], 1.0 / (width as f64 + 1.0).sqrt(), kind)?;
+        let bias = Tensor::f_zeros([1], (kind, device))?;
+        Self::assemble(vec![
+            (format!("{VALUE}.weight"), weight.f_to(device)?),
+            (format!("{VALUE}.bias"), bias),
+        ])
     }
 
     /// Reads the head beside a model.
@@ -49,10 +45,7 @@ impl ValueHead {
             Spec::matrix(format!("{VALUE}.weight"), 1, decoder.config().hidden_size),
             Spec::zeros(format!("{VALUE}.bias"), 1),
         ];
-        Self::assemble(
-            shards::read_file(dir, VALUE_FILE, shapes.into(), decoder.device())?,
-            decoder,
-        )
+        Self::assemble(shards::read_file(dir, VALUE_FILE, shapes.into(), options(decoder)?)?)
     }
 
     /// Writes the head beside a model; the file is replaced whole or not at all.
@@ -71,8 +64,8 @@ impl ValueHead {
         Ok(self.map.forward(&states)?.f_squeeze_dim(-1)?)
     }
 
-    fn assemble(entries: Vec<(String, Tensor)>, decoder: &Decoder) -> Result<Self> {
-        let params = in_place(entries, decoder)?;
+    fn assemble(entries: Vec<(String, Tensor)>) -> Result<Self> {
+        let params = Params::new(entries)?;
         let map = Linear::new(&params, VALUE, Layout::OutIn)?;
         Ok(Self { map, params })
     }
@@ -86,6 +79,19 @@ pub enum DirectorForm {
     Own {},
     /// The language head's logits on another scale: `u = scale · z + bias`, two numbers.
     Shared {},
+}
+
+impl DirectorForm {
+    fn tensors(self, config: &Config) -> Vec<Spec> {
+        let name = |part: &str| format!("{DIRECTOR}.{part}");
+        match self {
+            Self::Own {} => vec![
+                Spec::matrix(name("weight"), config.vocab_size, config.hidden_size),
+                Spec::zeros(name("bias"), config.vocab_size),
+            ],
+            Self::Shared {} => vec![Spec::zeros(name("params"), 2)],
+        }
+    }
 }
 
 /// DIRECTOR's second head, which judges every next token. Its tensors have the names of the released code (ParlAI):
@@ -122,39 +128,27 @@ impl DirectorHead {
     /// every judgement begins near one half; the released code begins with torch's default for linear maps. A shared
     /// head begins with scale 1 and bias 0, like the released code.
     pub fn init(form: DirectorForm, decoder: &Decoder, rng: &mut impl Rng) -> Result<Self> {
-        let config = decoder.config();
-        let (v, d) = (config.vocab_size as i64, config.hidden_size as i64);
-        let entries = match form {
-            DirectorForm::Own {} => {
-                let weight = init::normal(rng, &[v, d], config.initializer_range, kind(decoder)?)?;
-                vec![
-                    named(DIRECTOR, "weight", weight),
-                    named(DIRECTOR, "bias", zeros(&[v], decoder)?),
-                ]
-            }
-            DirectorForm::Shared {} => vec![named(DIRECTOR, "params", Tensor::f_from_slice(&[1.0, 0.0])?)],
+        let (kind, device) = options(decoder)?;
+        let make = |spec: Spec| {
+            let tensor = match form {
+                DirectorForm::Own {} => init::initial(decoder.config(), &spec, rng, kind)?,
+                DirectorForm::Shared {} => Tensor::f_from_slice(&[1.0, 0.0])?.f_to_kind(kind)?,
+            };
+            Ok((spec.name, tensor.f_to(device)?))
         };
-        Self::assemble(form, entries, decoder)
+        let entries = form.tensors(decoder.config()).into_iter().map(make);
+        Self::assemble(form, entries.collect::<Result<_>>()?)
     }
 
     /// Reads the head beside a model, in the form that was written.
     pub fn load(dir: &Path, decoder: &Decoder) -> Result<Self> {
-        let config = decoder.config();
-        let name = |part: &str| format!("{DIRECTOR}.{part}");
-        let shared = weights::Reader::open(&file_in(dir, DIRECTOR_FILE)?)?
-            .names()
-            .contains(&name("params"));
-        let (form, shapes) = if shared {
-            (DirectorForm::Shared {}, vec![Spec::zeros(name("params"), 2)])
-        } else {
-            let own = vec![
-                Spec::matrix(name("weight"), config.vocab_size, config.hidden_size),
-                Spec::zeros(name("bias"), config.vocab_size),
-            ];
-            (DirectorForm::Own {}, own)
+        let file = weights::Reader::open(&file_in(dir, DIRECTOR_FILE)?)?;
+        let form = match file.names().contains(&format!("{DIRECTOR}.params")) {
+            true => DirectorForm::Shared {},
+            false => DirectorForm::Own {},
         };
-        let entries = shards::read_file(dir, DIRECTOR_FILE, shapes, decoder.device())?;
-        Self::assemble(form, entries, decoder)
+        let wanted = form.tensors(decoder.config());
+        Self::assemble(form, shards::read_file(dir, DIRECTOR_FILE, wanted, options(decoder)?)?)
     }
 
     /// Writes the head beside a model; the file is replaced whole or not at all.
@@ -216,8 +210,8 @@ impl DirectorHead {
         }
     }
 
-    fn assemble(form: DirectorForm, entries: Vec<(String, Tensor)>, decoder: &Decoder) -> Result<Self> {
-        let params = in_place(entries, decoder)?;
+    fn assemble(form: DirectorForm, entries: Vec<(String, Tensor)>) -> Result<Self> {
+        let params = Params::new(entries)?;
         let part = |part: &str| params.shared(&format!("{DIRECTOR}.{part}"));
         let map = match form {
             DirectorForm::Own {} => DirectorMap::Own {
@@ -237,30 +231,13 @@ fn pair(scale_and_bias: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((scale_and_bias.f_select(0, 0)?, scale_and_bias.f_select(0, 1)?))
 }
 
-/// A head is as wide as the decoder's weights, but never below f32.
-fn kind(decoder: &Decoder) -> Result<Kind> {
-    Ok(match decoder.trunk.kind()? {
+/// A head is as wide as the decoder's weights, but never below f32, and lies where they lie.
+fn options(decoder: &Decoder) -> Result<(Kind, Device)> {
+    let kind = match decoder.trunk.kind()? {
         Kind::Double => Kind::Double,
         _ => Kind::Float,
-    })
-}
-
-fn zeros(shape: &[i64], decoder: &Decoder) -> Result<Tensor> {
-    Ok(Tensor::f_zeros(shape, (kind(decoder)?, decoder.device()))?)
-}
-
-fn named(module: &str, part: &str, tensor: Tensor) -> (String, Tensor) {
-    (format!("{module}.{part}"), tensor)
-}
-
-/// The tensors in the decoder's kind and on its device.
-fn in_place(entries: Vec<(String, Tensor)>, decoder: &Decoder) -> Result<Params> {
-    let kind = kind(decoder)?;
-    let moved = entries
-        .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.f_to(decoder.device())?.f_to_kind(kind)?)))
-        .collect::<Result<Vec<_>>>()?;
-    Params::new(moved)
+    };
+    Ok((kind, decoder.device()))
 }
 
 /// States in the kind of the weight that they meet, after a look at their width.

@@ -79,24 +79,10 @@ pub(crate) fn read(dir: &Path, task: Task, linear: &[LinearShape]) -> Result<Des
 
 impl Described {
     /// Reads the adapter's tensors, in its order, and then `more`, in a kind.
-    pub(crate) fn tensors(
-        &mut self,
-        adapter: &Adapter,
-        more: Option<Spec>,
-        kind: Kind,
-    ) -> Result<Vec<(String, Tensor)>> {
+    pub(crate) fn tensors(&self, adapter: &Adapter, more: Option<Spec>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
         let mut expected = adapter.tensors();
         expected.extend(more);
-        let mut tensors = shards::read_file(&self.dir, WEIGHTS, expected, Device::Cpu)?;
-        for (_, tensor) in &mut tensors {
-            let stored = tensor.f_kind()?;
-            if stored == Kind::Double && kind != Kind::Double && self.notes.iter().all(|n| !n.contains("f64")) {
-                self.notes
-                    .push(format!("f64 tensors are rounded to the model's {kind:?}"));
-            }
-            *tensor = tensor.f_to_kind(kind)?;
-        }
-        Ok(tensors)
+        shards::read_file(&self.dir, WEIGHTS, expected, (kind, Device::Cpu))
     }
 }
 

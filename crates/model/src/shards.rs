@@ -55,15 +55,20 @@ pub(crate) fn read(dir: &Path, wanted: &Wanted, kind: Option<Kind>, device: Devi
     Source::open(dir)?.read(wanted, kind, device)
 }
 
-/// The same from one file beside a model.
-pub(crate) fn read_file(dir: &Path, name: &str, tensors: Vec<Spec>, device: Device) -> Result<Vec<(String, Tensor)>> {
+/// The same from one file beside a model, in the kind and on the device of its weights.
+pub(crate) fn read_file(
+    dir: &Path,
+    name: &str,
+    tensors: Vec<Spec>,
+    (kind, device): (Kind, Device),
+) -> Result<Vec<(String, Tensor)>> {
     let wanted = Wanted {
         tensors,
         prefix: "",
         buffers: Vec::new(),
         copy: None,
     };
-    Source::single(file_in(dir, name)?)?.read(&wanted, None, device)
+    Source::single(file_in(dir, name)?)?.read(&wanted, Some(kind), device)
 }
 
 impl Source {

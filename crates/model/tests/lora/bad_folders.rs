@@ -218,6 +218,57 @@ fn a_broken_tensor_file_is_never_a_panic() {
     assert!(tried > 30);
 }
 
+#[test]
+fn only_plain_files_of_the_folder_are_opened() {
+    let mut model = base();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let folder = copy();
+        fs::remove_file(folder.path().join(name)).unwrap();
+        fs::create_dir(folder.path().join(name)).unwrap();
+        let error = refused(&mut model, folder.path());
+        assert!(error.contains(name) && error.contains("found a folder"), "{error}");
+        #[cfg(unix)]
+        {
+            fs::remove_dir(folder.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(case(CASE).adapter().join(name), folder.path().join(name)).unwrap();
+            let error = refused(&mut model, folder.path());
+            assert!(
+                error.contains(name) && error.contains("leads out of its folder"),
+                "{error}"
+            );
+        }
+    }
+    let folder = copy();
+    let deep = format!("{{\"r\": {}1{}}}", "[".repeat(5000), "]".repeat(5000));
+    fs::write(folder.path().join("adapter_config.json"), deep).unwrap();
+    assert!(refused(&mut model, folder.path()).contains("not JSON"));
+    assert!(refused(&mut model, &folder.path().join("none")).contains("none"));
+}
+
+#[test]
+fn numbers_that_the_model_cannot_hold_are_refused() {
+    let case = case("llama_all_linear");
+    let folder = tempfile::tempdir().unwrap();
+    let stored = weights::read(&case.adapter().join("adapter_model.safetensors")).unwrap();
+    fs::copy(
+        case.adapter().join("adapter_config.json"),
+        folder.path().join("adapter_config.json"),
+    )
+    .unwrap();
+    let load = |factor: f64| {
+        let wide: Vec<_> = stored
+            .iter()
+            .map(|(n, t)| (n, t.to_kind(Kind::Double) * factor))
+            .collect();
+        let path = folder.path().join("adapter_model.safetensors");
+        weights::write(&path, wide.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        let mut model = case.model();
+        model.load_adapter(folder.path()).map(|_| model)
+    };
+    case.assert_equal("logits", &load(1.0).unwrap().logits(&case));
+    assert!(load(1e300).unwrap_err().to_string().contains("holds NaN or infinity"));
+}
+
 fn replace(list: &mut [(String, Tensor)], change: impl Fn(&Tensor) -> Tensor) {
     for (name, tensor) in list {
         if name.ends_with("v_proj.lora_B.weight") {
