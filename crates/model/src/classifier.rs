@@ -12,7 +12,7 @@ use crate::hf::{self, ModelClass};
 use crate::linear::linear;
 use crate::shards;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Result, init};
+use crate::{Config, Decoder, Error, Params, Result, Rounding, init};
 
 pub(crate) const SCORE: &str = "score.weight";
 
@@ -92,10 +92,10 @@ impl SequenceClassifier {
         save(dir, &config, &self.params, ModelClass::SequenceClassification, None)
     }
 
-    /// The same model, rounding to f32 where transformers does; see [`Decoder::rounded_like_transformers`].
+    /// The same model, rounding in these places as transformers does; see [`Decoder::rounding_like_transformers`].
     #[must_use]
-    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
-        self.trunk.round_to_f32(softmax);
+    pub fn rounding_like_transformers(mut self, places: Rounding) -> Self {
+        self.trunk.round(places);
         self
     }
 
