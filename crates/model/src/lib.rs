@@ -6,6 +6,7 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
+//! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with one score
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
@@ -29,8 +30,10 @@ mod layer;
 mod linear;
 mod logps;
 mod params;
+mod precision;
 mod rope;
 mod sampling;
+mod trained;
 mod trunk;
 pub mod weights;
 
@@ -41,4 +44,6 @@ pub use error::{Error, Result};
 pub use generate::{Generated, generate};
 pub use logps::logps;
 pub use params::{Param, Params};
+pub use precision::Precision;
 pub use sampling::Sampling;
+pub use trained::Trained;
