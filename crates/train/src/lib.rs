@@ -29,7 +29,7 @@ pub use examples::{Examples, Place, Source};
 pub use fit::Fit;
 pub use language::LanguageObjective;
 pub use objective::{Draws, LogicalBatch, Objective, Outcome, micro_batches};
-pub use optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
+pub use optim::{AdamW, clip_scale, grad_norm, non_finite_gradients};
 pub use record::{Metrics, StepRecord, read_steps};
 pub use schedule::Schedule;
 pub use settings::Settings;
