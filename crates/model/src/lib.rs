@@ -6,6 +6,7 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
+//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with one score
@@ -14,7 +15,9 @@
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod arch;
 mod attention;
+mod block;
 mod cache;
 mod choose;
 mod classifier;
@@ -22,21 +25,26 @@ mod config;
 mod decoder;
 pub mod device;
 mod error;
+mod fields;
 pub mod files;
 mod generate;
 mod hf;
 mod init;
-mod layer;
 mod linear;
 mod logps;
+mod mlp;
+mod norm;
 mod params;
+mod positions;
 mod precision;
+mod replay;
 mod rope;
 mod sampling;
 mod trained;
 mod trunk;
 pub mod weights;
 
+pub use arch::{Architecture, Llama};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
@@ -45,5 +53,7 @@ pub use generate::{Generated, generate};
 pub use logps::logps;
 pub use params::{Param, Params};
 pub use precision::Precision;
+pub use replay::Replayed;
 pub use sampling::Sampling;
 pub use trained::Trained;
+pub use trunk::Trunk;

@@ -185,6 +185,11 @@ impl Params {
         self.entries.iter().map(|p| (p.name.as_str(), p.full()))
     }
 
+    /// All, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Param> {
+        self.entries.iter()
+    }
+
     /// What an optimiser updates, in order.
     pub fn trainable(&self) -> impl Iterator<Item = &Param> {
         self.entries.iter().filter(|p| p.trainable)

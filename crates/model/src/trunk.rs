@@ -1,95 +1,101 @@
 //! Embedding, blocks and final norm: what decoder and classifier share.
 
-use rand::Rng;
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, left_padding_mask};
-use crate::layer::{Layer, rms_norm};
-use crate::rope::{Rope, Rotation};
-use crate::{Config, Error, Params, Result, init};
+use crate::block::Block;
+use crate::norm::Norm;
+use crate::positions::{self, Place, Positions};
+use crate::replay::Replayed;
+use crate::{Config, Error, Params, Result};
 
-/// Handles on the trunk's weights, and the tables of its positions.
+/// The blocks of a model with what stands before and after them: handles on their weights, and the tables of its
+/// positions.
+///
+/// States between two blocks can be made once where nothing below is trained: [`Trunk::states_below`] and
+/// [`Trunk::hidden_above`] together are [`Trunk::hidden`].
 #[derive(Debug)]
-pub(crate) struct Trunk {
+pub struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    pub(crate) rope: Rope,
-}
-
-/// Name and shape of every tensor of a trunk, in the model's order.
-pub(crate) fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
-    let dim = |n: usize| n as i64;
-    let (d, ff) = (dim(config.hidden_size), dim(config.intermediate_size));
-    let q = dim(config.num_attention_heads * config.head_dim);
-    let kv = dim(config.num_key_value_heads * config.head_dim);
-    let mut list = vec![("model.embed_tokens.weight".to_owned(), vec![dim(config.vocab_size), d])];
-    for i in 0..config.num_hidden_layers {
-        let mut add = |name: &str, shape: Vec<i64>| list.push((format!("model.layers.{i}.{name}.weight"), shape));
-        add("input_layernorm", vec![d]);
-        add("self_attn.q_proj", vec![q, d]);
-        add("self_attn.k_proj", vec![kv, d]);
-        add("self_attn.v_proj", vec![kv, d]);
-        add("self_attn.o_proj", vec![d, q]);
-        add("post_attention_layernorm", vec![d]);
-        add("mlp.gate_proj", vec![ff, d]);
-        add("mlp.up_proj", vec![ff, d]);
-        add("mlp.down_proj", vec![d, ff]);
-    }
-    list.push(("model.norm.weight".to_owned(), vec![d]));
-    list
-}
-
-/// Initial values of one tensor: norms at 1, projections that write into the residual stream narrower by
-/// 1/√(2L), everything else normal with the config's spread.
-pub(crate) fn initial(config: &Config, name: &str, shape: &[i64], rng: &mut impl Rng, kind: Kind) -> Result<Tensor> {
-    if shape.len() == 1 {
-        return Ok(Tensor::f_ones(shape, (kind, Device::Cpu))?);
-    }
-    let into_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-    let narrower = if into_residual {
-        (2.0 * config.num_hidden_layers as f64).sqrt()
-    } else {
-        1.0
-    };
-    init::normal(rng, shape, config.initializer_range / narrower, kind)
+    blocks: Vec<Block>,
+    norm: Norm,
+    pub(crate) positions: Positions,
 }
 
 impl Trunk {
     pub(crate) fn new(config: &Config, params: &Params) -> Result<Self> {
-        let embedding = params.shared("model.embed_tokens.weight")?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::new(config, params, i))
+        let form = config.architecture.form();
+        let embedding = params.shared(form.embedding())?;
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| form.block(config, params, i))
             .collect::<Result<_>>()?;
-        let rope = Rope::new(config, embedding.f_kind()?, embedding.device());
         Ok(Self {
             config: config.clone(),
+            blocks,
+            norm: form.final_norm(config, params)?,
+            positions: form.positions(config, params)?,
             embedding,
-            layers,
-            norm: params.shared("model.norm.weight")?,
-            rope,
         })
     }
 
-    pub(crate) fn kind(&self) -> Result<Kind> {
+    /// The kind that it computes in.
+    pub fn kind(&self) -> Result<Kind> {
         Ok(self.embedding.f_kind()?)
     }
 
-    pub(crate) fn device(&self) -> Device {
+    /// Where its weights are.
+    pub fn device(&self) -> Device {
         self.embedding.device()
     }
 
-    pub(crate) fn n_layers(&self) -> usize {
-        self.layers.len()
+    /// How many blocks (L).
+    pub fn n_blocks(&self) -> usize {
+        self.blocks.len()
     }
 
-    /// Right-padded ids [B, T] → final states [B, T, D].
-    pub(crate) fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        let (ids, _, width) = self.checked(ids)?;
-        let rotation = self.rope.first(width)?;
-        let x = self.run(&ids, &rotation, |_, q, k, v| attend(q, k, v, &Sight::Causal))?;
-        self.finish(&x)
+    /// What the trunk is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Final states [B, T, D] of ids [B, T] (Int64), after the last norm. Padding on the right is harmless:
+    /// nothing before it sees it.
+    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        let (ids, place) = self.placed(ids)?;
+        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &place)?, &place)?)
+    }
+
+    /// The same without activations for the way back; see [`Replayed`]. `n_frozen` blocks, and the embedding if it
+    /// is not 0, have nothing that is trained.
+    pub fn hidden_replayed(&self, ids: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
+        self.check_frozen(n_frozen)?;
+        let (ids, place) = self.placed(ids)?;
+        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &place)?, &place))?;
+        Replayed::new(self, x, n_frozen, place, (n_frozen == 0).then_some(ids))
+    }
+
+    /// What comes out of the lowest `n_frozen` blocks, [B, T, D], for ids [B, T] (Int64) padded on the right; without
+    /// a graph.
+    pub fn states_below(&self, ids: &Tensor, n_frozen: usize) -> Result<Tensor> {
+        self.check_frozen(n_frozen)?;
+        let (ids, place) = self.placed(ids)?;
+        tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &place)?, &place))
+    }
+
+    /// Final states [B, T, D] from those that came out of the lowest `n_frozen` blocks, padded on the right with
+    /// anything finite.
+    pub fn hidden_above(&self, states: &Tensor, n_frozen: usize) -> Result<Tensor> {
+        let (states, place) = self.continued(states, n_frozen)?;
+        self.finish(&self.blocks(n_frozen..self.n_blocks(), states, &place)?)
+    }
+
+    /// The same without activations for the way back; see [`Replayed`].
+    pub fn hidden_above_replayed(&self, states: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
+        let (states, place) = self.continued(states, n_frozen)?;
+        Replayed::new(self, states, n_frozen, place, None)
     }
 
     /// Ids [B, T] with real [B, T] true where a token is real → final states [B, T, D]; positions count
@@ -106,30 +112,76 @@ impl Trunk {
             ));
         }
         let real = real.f_to(self.device())?;
-        let positions = positions(&real)?;
         let sight = Sight::Masked(left_padding_mask(&real, self.kind()?)?);
-        let rotation = self.rope.at(&positions, width)?;
-        let x = self.run(&ids, &rotation, |_, q, k, v| attend(q, k, v, &sight))?;
+        let place = self.positions.at(&positions::count(&real)?, width)?;
+        let x = self.run(&ids, &place, |_, q, k, v| attend(q, k, v, &sight))?;
         self.finish(&x)
     }
 
-    /// All blocks; `attend` is handed the block's number.
+    /// Ids [B, T] → embedding, all blocks [B, T, D]; `attend` is handed the block's number.
     pub(crate) fn run(
         &self,
         ids: &Tensor,
-        rotation: &Rotation,
+        place: &Place,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, rotation, |q, k, v| attend(i, q, k, v))?;
+        let mut x = self.embed(ids, place)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, place, |q, k, v| attend(i, q, k, v))?;
         }
         Ok(x)
     }
 
+    /// Some blocks over x [B, T, D], whose rows begin at position 0.
+    pub(crate) fn blocks(&self, range: Range<usize>, mut x: Tensor, place: &Place) -> Result<Tensor> {
+        for block in &self.blocks[range] {
+            x = block.forward(&x, place, |q, k, v| attend(q, k, v, &Sight::Causal))?;
+        }
+        Ok(x)
+    }
+
+    /// What the first block sees, [B, T, D].
+    pub(crate) fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
+        place.embed(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
+    }
+
     /// The final norm.
     pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+        self.norm.forward(x)
+    }
+
+    /// Ids on this device, with their places.
+    fn placed(&self, ids: &Tensor) -> Result<(Tensor, Place)> {
+        let (ids, _, width) = self.checked(ids)?;
+        Ok((ids, self.positions.first(width)?))
+    }
+
+    /// States between blocks on this device, with their places.
+    fn continued(&self, states: &Tensor, n_frozen: usize) -> Result<(Tensor, Place)> {
+        self.check_frozen(n_frozen)?;
+        let (width, longest) = (
+            self.config.hidden_size as i64,
+            self.config.max_position_embeddings as i64,
+        );
+        let (size, kind, own) = (states.size(), states.f_kind()?, self.kind()?);
+        match *size {
+            [rows, length, found] if rows > 0 && (1..=longest).contains(&length) && found == width && kind == own => {
+                Ok((states.f_to(self.device())?, self.positions.first(length as usize)?))
+            }
+            _ => Err(Error::input(
+                "states between blocks",
+                format!("[B, T, {width}] of {own:?}, T at most {longest}"),
+                format!("{size:?} of {kind:?}"),
+            )),
+        }
+    }
+
+    fn check_frozen(&self, n_frozen: usize) -> Result<()> {
+        let most = self.n_blocks();
+        match n_frozen > most {
+            false => Ok(()),
+            true => Err(Error::input("frozen blocks", format!("at most {most}"), n_frozen)),
+        }
     }
 
     /// Ids on this device, their rows and width; refuses what the embedding or the positions cannot hold.
@@ -162,9 +214,4 @@ impl Trunk {
         }
         Ok((ids.f_to(self.device())?, rows as usize, width as usize))
     }
-}
-
-/// How many real tokens stand before each; 0 at padding on the left.
-pub(crate) fn positions(real: &Tensor) -> Result<Tensor> {
-    Ok(real.f_cumsum(-1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?)
 }

@@ -39,22 +39,17 @@ impl<O: Objective> Fit<O> {
     ///
     /// A checkpoint made with other settings, seed, examples, loss or parameter shapes is refused; that the
     /// starting weights are the same is for the caller to see to.
-    pub fn open(mut objective: O, settings: &Settings, seed: u64, folder: &Path) -> Result<Self> {
+    pub fn open(objective: O, settings: &Settings, seed: u64, folder: &Path) -> Result<Self> {
         let problems = settings.check();
         if !problems.is_empty() {
             return Err(Error::Settings(problems));
         }
+        let mut objective = objective.configure(settings)?;
         let sources = objective.examples().sources();
         let sizes: Vec<usize> = sources.iter().map(|source| source.encoded.len()).collect();
         let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
         let mixture = Mixture::new(&sizes, &weights, settings.batch, seed)?;
-        objective.configure(settings)?;
-        let mut optimizer = AdamW::new(
-            objective.params(),
-            settings.betas,
-            settings.eps,
-            settings.weight_decay,
-        )?;
+        let mut optimizer = AdamW::new(objective.params(), settings.betas, settings.eps, settings.weight_decay)?;
         let (folder, resumed) = RunFolder::open(folder, &settings_hash(&objective, settings, seed))?;
         let (mut step, mut best) = (0, None);
         if let Some(resumed) = resumed {
@@ -234,11 +229,17 @@ impl<O: Objective> Iterator for Fit<O> {
 
 /// Two runs with the same hash make the same updates from the same weights.
 fn settings_hash(objective: &impl Objective, settings: &Settings, seed: u64) -> String {
-    let params: Vec<String> = objective
+    let mut params: Vec<String> = objective
         .params()
         .iter()
         .map(|(name, tensor)| format!("{name} {:?}", tensor.size()))
         .collect();
+    params.extend(
+        objective
+            .params()
+            .trainable()
+            .map(|param| format!("trained {}", param.name())),
+    );
     let fingerprint = objective.examples().fingerprint();
     let text = format!(
         "1\n{settings:?}\n{seed}\n{}\n{fingerprint}\n{}",

@@ -22,9 +22,11 @@ pub trait Objective {
     /// The examples to train and to validate on.
     fn examples(&self) -> &Examples;
 
-    /// Takes over what the settings say of the model: the kind it computes in, and whether activations are kept. Called
-    /// once, before anything else.
-    fn configure(&mut self, settings: &Settings) -> Result<()>;
+    /// Takes over what the settings say of the model: the kind it computes in, and whether activations are kept. The
+    /// loop calls it once, before anything else.
+    fn configure(self, settings: &Settings) -> Result<Self>
+    where
+        Self: Sized;
 
     /// Whatever defines the objective beside its examples, in words that differ when it differs; part of the
     /// settings hash of a checkpoint.

@@ -92,10 +92,7 @@ impl AdamW {
             lr,
             betas: self.betas,
             eps: self.eps,
-            corrections: (
-                1.0 - beta1.powf(self.step as f64),
-                1.0 - beta2.powf(self.step as f64),
-            ),
+            corrections: (1.0 - beta1.powf(self.step as f64), 1.0 - beta2.powf(self.step as f64)),
         };
         let _guard = tch::no_grad_guard();
         for (param, moments) in params.trainable().zip(&self.moments) {
@@ -308,7 +305,10 @@ mod tests {
     }
 
     fn run(kind: Kind) -> Params {
-        let params = params([("w", &[1.0, -2.0, 0.5, 3.0], &[2, 2]), ("b", &[1.0, -1.0], &[2])], kind);
+        let params = params(
+            [("w", &[1.0, -2.0, 0.5, 3.0], &[2, 2]), ("b", &[1.0, -1.0], &[2])],
+            kind,
+        );
         let mut optimizer = AdamW::new(&params, (0.9, 0.99), 1e-8, 0.1).unwrap();
         for (step, &lr) in LR.iter().enumerate() {
             set_gradient(&params, "w", &[0, 1, 2, 3].map(|i| gradient(i, step)));
@@ -333,7 +333,10 @@ mod tests {
             let params = run(kind);
             for (name, expected) in [("w", &matrix), ("b", &vector)] {
                 let found = values(&params, name);
-                assert!(largest_difference(&found, expected) < tolerance, "{found:?} != {expected:?}");
+                assert!(
+                    largest_difference(&found, expected) < tolerance,
+                    "{found:?} != {expected:?}"
+                );
             }
         }
     }
@@ -352,7 +355,10 @@ mod tests {
             let master = values(&params, "w")[0];
             assert!((master - (256.0 - 0.25 * step as f64)).abs() < 1e-4, "{master}");
             let leaf = flat(&leaf)[0];
-            assert!((leaf - rounded).abs() <= 0.5 && (leaf - master).abs() <= 0.5, "{leaf} for {master}");
+            assert!(
+                (leaf - rounded).abs() <= 0.5 && (leaf - master).abs() <= 0.5,
+                "{leaf} for {master}"
+            );
         }
         assert_eq!(leaf.kind(), Kind::BFloat16);
     }
@@ -397,7 +403,10 @@ mod tests {
         let after = |kind| {
             let params = params([("w", &start, &[n as i64])], kind);
             set_gradient(&params, "w", &g);
-            AdamW::new(&params, (0.9, 0.99), 1e-2, 0.0).unwrap().step(&params, 0.1, 0.5).unwrap();
+            AdamW::new(&params, (0.9, 0.99), 1e-2, 0.0)
+                .unwrap()
+                .step(&params, 0.1, 0.5)
+                .unwrap();
             values(&params, "w")
         };
         assert!(largest_difference(&after(Kind::BFloat16), &after(Kind::Float)) < 1e-7);
