@@ -59,7 +59,7 @@ impl Param {
     /// Makes the leaf the rounded copy of its master again.
     pub fn round(&self) -> Result<()> {
         if let Some(master) = &self.master {
-            let _ = tch::no_grad(|| self.value.shallow_clone().f_copy_(master))?;
+            tch::no_grad(|| self.value.shallow_clone().f_copy_(master))?;
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Param {
             let what = format!("shape of `{}`", self.name);
             return Err(Error::input(what, format!("{expected:?}"), format!("{got:?}")));
         }
-        let _ = tch::no_grad(|| self.full().shallow_clone().f_copy_(value))?;
+        tch::no_grad(|| self.full().shallow_clone().f_copy_(value))?;
         self.round()
     }
 
