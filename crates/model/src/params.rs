@@ -259,6 +259,13 @@ impl Params {
         }
     }
 
+    /// Whether the leaves have a kind, or are f64 where f32 is asked for.
+    pub(crate) fn is_of(&self, kind: Kind) -> Result<bool> {
+        let mut kinds = self.entries.iter().map(|param| param.value.f_kind());
+        let fits = |is: Kind| is == kind || (is == Kind::Double && kind == Kind::Float);
+        Ok(kinds.try_fold(true, |all, is| Ok::<_, tch::TchError>(all && fits(is?)))?)
+    }
+
     /// The same weights to compute with in another kind: f32, or bf16 with f32 masters of what is trained. Frozen tensors
     /// are rounded and have no master.
     pub(crate) fn into_kind(self, kind: Kind) -> Result<Self> {

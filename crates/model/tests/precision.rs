@@ -1,4 +1,5 @@
 //! Computing in bf16: masters, rounding, folders.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
