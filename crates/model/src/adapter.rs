@@ -64,9 +64,33 @@ impl Decoder {
         f(self)
     }
 
+    /// Replaces the weights of the adapter by those of a folder in PEFT's layout with the same settings. The precision
+    /// stays.
+    ///
+    /// **Errors**: those of [`Decoder::load_adapter`]; [`Error::Input`] for other settings, or without an adapter.
+    pub fn read_adapter(&mut self, dir: &Path) -> Result<()> {
+        let read = peft::read(dir, Task::CausalLm, &self.trunk.linear)?;
+        let adapter =
+            same(&self.params, &self.trunk, &read.config)?.ok_or_else(|| other(&self.params, &read.config))?;
+        let tensors = read.tensors(adapter, None, kind(&self.params)?)?;
+        tensors
+            .iter()
+            .try_for_each(|(name, tensor)| self.params.set(name, tensor))
+    }
+
+    /// Whether an adapter is on that these settings mean.
+    pub(crate) fn is_adapted(&self, lora: &LoraConfig) -> Result<bool> {
+        Ok(same(&self.params, &self.trunk, lora)?.is_some())
+    }
+
+    /// Trains the adapter alone.
+    pub(crate) fn train_adapter(&mut self) -> Result<()> {
+        self.params.train_only(|name| name.starts_with(PREFIX))
+    }
+
     fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
         self.params.attach(adapter, tensors)?;
-        self.params.train_only(|name| name.starts_with(PREFIX))?;
+        self.train_adapter()?;
         self.trunk.readapt(&self.params)
     }
 }
@@ -85,14 +109,11 @@ impl SequenceClassifier {
     pub fn load_adapter(&mut self, dir: &Path) -> Result<Vec<String>> {
         let read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear)?;
         let adapter = new(&self.params, &self.trunk, &read.config)?;
-        let score = self.params.shared(SCORE)?;
-        let (labels, width) = score.size2()?;
-        let own = Spec::matrix(format!("{PREFIX}{SCORE}"), labels as usize, width as usize);
-        let mut tensors = read.tensors(&adapter, Some(own), kind(&self.params)?)?;
-        let replacement = tensors.pop().map(|(_, tensor)| tensor);
+        let mut tensors = read.tensors(&adapter, Some(self.stored_score()?), kind(&self.params)?)?;
+        let score = tensors.pop();
         self.attach(adapter, tensors)?;
-        if let Some(replacement) = replacement {
-            no_grad(|| score.shallow_clone().f_copy_(&replacement))?;
+        if let Some((_, score)) = score {
+            self.params.set(SCORE, &score)?;
         }
         Ok(read.notes)
     }
@@ -114,10 +135,42 @@ impl SequenceClassifier {
         self.trunk.readapt(&self.params)
     }
 
+    /// Replaces the weights of adapter and score; see [`Decoder::read_adapter`].
+    pub fn read_adapter(&mut self, dir: &Path) -> Result<()> {
+        let read = peft::read(dir, Task::SequenceClassification, &self.trunk.linear)?;
+        let adapter =
+            same(&self.params, &self.trunk, &read.config)?.ok_or_else(|| other(&self.params, &read.config))?;
+        let mut tensors = read.tensors(adapter, Some(self.stored_score()?), kind(&self.params)?)?;
+        let score = tensors.pop();
+        tensors
+            .iter()
+            .try_for_each(|(name, tensor)| self.params.set(name, tensor))?;
+        score.map_or(Ok(()), |(_, score)| self.params.set(SCORE, &score))
+    }
+
+    /// The score in an adapter's folder.
+    fn stored_score(&self) -> Result<Spec> {
+        let (labels, width) = self.params.shared(SCORE)?.size2()?;
+        Ok(Spec::matrix(
+            format!("{PREFIX}{SCORE}"),
+            labels as usize,
+            width as usize,
+        ))
+    }
+
+    /// Whether an adapter is on that these settings mean.
+    pub(crate) fn is_adapted(&self, lora: &LoraConfig) -> Result<bool> {
+        Ok(same(&self.params, &self.trunk, lora)?.is_some())
+    }
+
+    /// Trains adapter and score alone.
+    pub(crate) fn train_adapter(&mut self) -> Result<()> {
+        self.params.train_only(|name| name.starts_with(PREFIX) || name == SCORE)
+    }
+
     fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
         self.params.attach(adapter, tensors)?;
-        self.params
-            .train_only(|name| name.starts_with(PREFIX) || name == SCORE)?;
+        self.train_adapter()?;
         self.trunk.readapt(&self.params)
     }
 }
@@ -148,6 +201,26 @@ fn present(params: &Params) -> Result<&Adapter> {
         .ok_or_else(|| Error::input("adapter", "a model with an adapter", "one without"))
 }
 
+/// The adapter that is on, if these settings mean the same maps, rank and scale, in whatever words.
+fn same<'a>(params: &'a Params, trunk: &Trunk, lora: &LoraConfig) -> Result<Option<&'a Adapter>> {
+    let Some(adapter) = params.adapter() else {
+        return Ok(None);
+    };
+    let modules = lora.targets(&trunk.linear, trunk.n_blocks())?;
+    let own = adapter.modules.iter().map(|module| &module.module);
+    let fits = own.eq(modules.iter().map(|module| &module.module))
+        && adapter.config.r == lora.r
+        && adapter.config.scale().to_bits() == lora.scale().to_bits();
+    Ok(fits.then_some(adapter))
+}
+
+fn other(params: &Params, lora: &LoraConfig) -> Error {
+    match present(params) {
+        Ok(adapter) => Error::input("adapter to read", format!("{:?}", adapter.config), format!("{lora:?}")),
+        Err(none) => none,
+    }
+}
+
 /// Adapters are held in the kind of the weights, but never below f32, as PEFT holds them.
 fn kind(params: &Params) -> Result<Kind> {
     let first = params.iter().next().map(|(_, t)| t.f_kind()).transpose()?;
@@ -175,6 +248,7 @@ fn merge(params: &mut Params) -> Result<()> {
     for (mut weight, sum) in merged {
         no_grad(|| weight.f_copy_(&sum))?;
     }
+    params.round()?;
     params.detach();
     params.train_only(|_| true)
 }

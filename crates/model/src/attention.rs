@@ -131,8 +131,21 @@ fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) 
     Ok(seen)
 }
 
+/// Up to so many positions, attention of bf16 queries and keys is computed in f32 on the CPU: libtorch's bf16 kernel
+/// takes 2.4 to 3.2 times as long at 64 positions with its way back, as long at 256, and 0.75 times as long at 1024.
+const WIDE_UP_TO: i64 = 256;
+
 /// q [B, T, H, d], k and v [B, T, G, d] with G dividing H → [B, T, H·d].
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    let kind = q.f_kind()?;
+    if kind == Kind::BFloat16 && q.device() == Device::Cpu && q.size()[1] <= WIDE_UP_TO {
+        let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+        let sight = match sight {
+            Sight::Causal => Sight::Causal,
+            Sight::Masked(mask) => Sight::Masked(wide(mask)?),
+        };
+        return Ok(attend(&wide(q)?, &wide(k)?, &wide(v)?, &sight)?.f_to_kind(kind)?);
+    }
     let grouped = q.size()[2] != k.size()[2];
     let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
     let (mask, causal) = match sight {

@@ -10,9 +10,10 @@ use crate::arch::Spec;
 use crate::decoder::{CONFIG, save, wanted};
 use crate::hf::{self, ModelClass};
 use crate::linear::linear;
+use crate::logps::wide;
 use crate::shards;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Result, Rounding, init};
+use crate::{Config, Decoder, Error, Params, Precision, Result, Rounding, Trained, init};
 
 pub(crate) const SCORE: &str = "score.weight";
 
@@ -50,7 +51,8 @@ impl SequenceClassifier {
         for name in NAMES {
             config.other.shift_remove(name);
         }
-        let kind = decoder.trunk.kind()?;
+        let whole = |name: &str| Ok::<_, Error>(decoder.params.known(name)?.f_detach()?);
+        let kind = whole(config.architecture.form().embedding())?.f_kind()?;
         let score = init::normal(
             rng,
             &[num_labels as i64, config.hidden_size as i64],
@@ -59,7 +61,7 @@ impl SequenceClassifier {
         )?;
         let mut entries = Vec::new();
         for spec in config.architecture.form().tensors(&config) {
-            let tensor = decoder.params.shared(&spec.name)?;
+            let tensor = whole(&spec.name)?;
             entries.push((spec.name, tensor));
         }
         entries.push((SCORE.to_owned(), score.f_to(decoder.device())?));
@@ -92,6 +94,42 @@ impl SequenceClassifier {
         save(dir, &config, &self.params, ModelClass::SequenceClassification, None)
     }
 
+    /// The same classifier computing in another precision; see [`Decoder::with_precision`].
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        precision.check(self.device())?;
+        if self.params.is_of(precision.kind())? {
+            return Ok(self);
+        }
+        let Self { trunk, params, .. } = self;
+        Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
+    }
+
+    /// The same classifier, of which a part is trained; its score always is. See [`Decoder::with_trained`].
+    ///
+    /// **Errors**: [`Error::Config`] for more blocks than there are; those of [`Decoder::add_lora`].
+    pub fn with_trained(mut self, trained: &Trained, rng: &mut impl Rng) -> Result<Self> {
+        self.params.choose(trained, self.trunk.n_blocks())?;
+        match trained {
+            Trained::Lora(lora) if self.is_adapted(lora)? => self.train_adapter()?,
+            Trained::Lora(lora) => self.add_lora(lora, rng)?,
+            Trained::All {} | Trained::Top { .. } => {}
+        }
+        Ok(self)
+    }
+
+    /// Replaces the weights by those of a folder of the same description. What is trained and the precision stay.
+    ///
+    /// **Errors**: those of [`SequenceClassifier::load`], and [`Error::Input`] when names or shapes differ.
+    pub fn read_weights(&mut self, dir: &Path) -> Result<()> {
+        let read = Self::load(dir, self.device())?;
+        self.params.assign(read.params.iter())
+    }
+
+    /// Embedding, blocks and final norm.
+    pub fn trunk(&self) -> &Trunk {
+        &self.trunk
+    }
+
     /// The same model, rounding in these places as transformers does; see [`Decoder::rounding_like_transformers`].
     #[must_use]
     pub fn rounding_like_transformers(mut self, places: Rounding) -> Self {
@@ -121,16 +159,21 @@ impl SequenceClassifier {
 
     /// Logits `[B]` (K = 1) or [B, K] of right-padded ids [B, T] (Int64) whose rows hold lengths `[B]` (Int64) real tokens.
     pub fn logits(&self, ids: &Tensor, lengths: &Tensor) -> Result<Tensor> {
-        let (rows, width) = match ids.size().as_slice() {
-            &[rows, width] => (rows, width),
-            size => return Err(Error::input("token ids", "a [B, T] tensor", format!("{size:?}"))),
+        self.score(&self.trunk.hidden(ids)?, lengths)
+    }
+
+    /// Logits `[B]`, in f32 or wider, from final states [B, T, D] of right-padded rows that hold lengths `[B]`
+    /// (Int64) real tokens.
+    pub fn score(&self, hidden: &Tensor, lengths: &Tensor) -> Result<Tensor> {
+        let (rows, width) = match hidden.size().as_slice() {
+            &[rows, width, _] => (rows, width),
+            size => return Err(Error::input("final states", "a [B, T, D] tensor", format!("{size:?}"))),
         };
         let kind = lengths.f_kind()?;
         if lengths.size() != [rows] || kind != Kind::Int64 {
             let got = format!("{:?} of {kind:?}", lengths.size());
             return Err(Error::input("lengths", format!("[{rows}] of Int64"), got));
         }
-        let hidden = self.trunk.hidden(ids)?;
         let (least, most) = lengths.f_aminmax(None, false)?;
         for length in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
             if length < 1 || length > width {
@@ -142,7 +185,7 @@ impl SequenceClassifier {
         let states = hidden
             .f_reshape([rows * width, -1])?
             .f_index_select(0, &starts.f_add(&last)?)?;
-        let logits = linear(&states, &self.score)?;
+        let logits = linear(&wide(states)?, &wide(self.score.shallow_clone())?)?;
         match self.num_labels() {
             1 => Ok(logits.f_squeeze_dim(-1)?),
             _ => Ok(logits),

@@ -9,14 +9,15 @@ use crate::arch::Spec;
 use crate::hf::{self, ModelClass};
 use crate::shards::{self, LARGEST_SHARD, Wanted};
 use crate::trunk::{Rounding, Trunk};
-use crate::{Config, Error, Params, Result, init};
+use crate::{Config, Error, Params, Precision, Result, Trained, init};
 
 /// The file of a model folder that says what the model is.
 pub(crate) const CONFIG: &str = "config.json";
 
 const HEAD: &str = "lm_head.weight";
 
-/// A decoder with its weights on one device, in f32 (or f64, for tests).
+/// A decoder with its weights on one device, in f32 (or f64, for tests) unless [`Decoder::with_precision`] says
+/// otherwise.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) trunk: Trunk,
@@ -70,7 +71,8 @@ impl Decoder {
     }
 
     /// Writes a Hugging Face folder, made if need be; each file is replaced whole or not at all, weights
-    /// before their description. A tied output embedding is stored once; more than 5 GB go into shards.
+    /// before their description. A tied output embedding is stored once; more than 5 GB go into shards. A model
+    /// that computes in bf16 is stored in f32.
     pub fn save(&self, dir: &Path) -> Result<()> {
         save(dir, self.config(), &self.params, ModelClass::CausalLm, None)
     }
@@ -90,6 +92,46 @@ impl Decoder {
     pub fn rounding_like_transformers(mut self, places: Rounding) -> Self {
         self.trunk.round(places);
         self
+    }
+
+    /// The same model computing in another precision. Trained weights are kept in f32 beside their rounded copies;
+    /// frozen ones are rounded for good, so choose what is trained first.
+    ///
+    /// **Errors**: those of [`Precision::check`]; [`Error::Input`] for bf16 from f64 weights.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        precision.check(self.device())?;
+        if self.params.is_of(precision.kind())? {
+            return Ok(self);
+        }
+        let Self { trunk, params, .. } = self;
+        Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
+    }
+
+    /// The same model, of which a part is trained. `rng` begins an adapter; one that is on already with the same settings
+    /// is trained on.
+    ///
+    /// **Errors**: [`Error::Config`] for more blocks than there are; those of [`Decoder::add_lora`].
+    pub fn with_trained(mut self, trained: &Trained, rng: &mut impl Rng) -> Result<Self> {
+        self.params.choose(trained, self.trunk.n_blocks())?;
+        match trained {
+            Trained::Lora(lora) if self.is_adapted(lora)? => self.train_adapter()?,
+            Trained::Lora(lora) => self.add_lora(lora, rng)?,
+            Trained::All {} | Trained::Top { .. } => {}
+        }
+        Ok(self)
+    }
+
+    /// Replaces the weights by those of a folder of the same description. What is trained and the precision stay.
+    ///
+    /// **Errors**: those of [`Decoder::load`], and [`Error::Input`] when names or shapes differ.
+    pub fn read_weights(&mut self, dir: &Path) -> Result<()> {
+        let read = Self::load(dir, self.device())?;
+        self.params.assign(read.params.iter())
+    }
+
+    /// Embedding, blocks and final norm.
+    pub fn trunk(&self) -> &Trunk {
+        &self.trunk
     }
 
     /// What the model is.
@@ -175,7 +217,12 @@ pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelCla
     }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let tensors: Vec<_> = params.iter().collect();
-    shards::write(dir, &tensors, kind, LARGEST_SHARD)?;
+    // What is frozen in bf16 has no weights in f32 beside.
+    let narrow = tensors
+        .iter()
+        .any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::BFloat16));
+    let stored = kind.or(narrow.then_some(Kind::Float));
+    shards::write(dir, &tensors, stored, LARGEST_SHARD)?;
     let double = tensors.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
     let dtype = match kind {
         Some(Kind::BFloat16) => "bfloat16",

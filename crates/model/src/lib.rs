@@ -6,6 +6,8 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
+//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
+//! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with a score per label
 //! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`generate_guided()`]: sampling by their scores
@@ -44,9 +46,12 @@ mod norm;
 mod params;
 mod peft;
 mod positions;
+mod precision;
+mod replay;
 mod rope;
 mod sampling;
 mod shards;
+mod trained;
 mod trunk;
 pub mod weights;
 
@@ -63,5 +68,8 @@ pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
+pub use precision::Precision;
+pub use replay::Replayed;
 pub use sampling::Sampling;
-pub use trunk::Rounding;
+pub use trained::Trained;
+pub use trunk::{Rounding, Trunk};

@@ -51,9 +51,18 @@ impl Norm {
         }
     }
 
-    /// x [.., D] → [.., D].
+    /// x [.., D] → [.., D]. Sums are taken in f32 or wider; an RMS norm rounds a narrow quotient before it meets the
+    /// weight, as transformers does.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
+            Self::Rms {
+                weight,
+                eps,
+                in_f32: false,
+            } if x.f_kind()? == Kind::BFloat16 => {
+                let quotient = x.f_rms_norm(weight.size(), None::<&Tensor>, *eps)?;
+                Ok(quotient.f_mul(weight)?)
+            }
             Self::Rms {
                 weight,
                 eps,

@@ -1,5 +1,7 @@
 //! Embedding, blocks and final norm: what decoder and classifier share.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, attend_step_by_step};
@@ -7,11 +9,16 @@ use crate::block::Block;
 use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
+use crate::replay::Replayed;
 use crate::{Config, Error, Params, Result};
 
-/// Handles on the trunk's weights, and the tables of its positions.
+/// The blocks of a model with what stands before and after them: handles on their weights, and the tables of its
+/// positions.
+///
+/// States between two blocks can be made once where nothing below is trained: [`Trunk::states_below`] and
+/// [`Trunk::hidden_above`] together are [`Trunk::hidden`].
 #[derive(Debug)]
-pub(crate) struct Trunk {
+pub struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
     blocks: Vec<Block>,
@@ -48,6 +55,13 @@ pub(crate) struct Sights {
     near: Option<Sight>,
 }
 
+/// Where the tokens of one batch stand whose rows begin at position 0, and what they see.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) place: Place,
+    sights: Sights,
+}
+
 /// The number of its block with each linear map.
 fn linear_maps(blocks: &mut [Block]) -> impl Iterator<Item = (usize, &mut Linear)> {
     blocks.iter_mut().enumerate().flat_map(|(i, block)| {
@@ -78,15 +92,18 @@ impl Trunk {
         })
     }
 
-    pub(crate) fn kind(&self) -> Result<Kind> {
+    /// The kind that it computes in.
+    pub fn kind(&self) -> Result<Kind> {
         Ok(self.embedding.f_kind()?)
     }
 
-    pub(crate) fn device(&self) -> Device {
+    /// Where its weights are.
+    pub fn device(&self) -> Device {
         self.embedding.device()
     }
 
-    pub(crate) fn n_blocks(&self) -> usize {
+    /// How many blocks (L).
+    pub fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
@@ -109,13 +126,46 @@ impl Trunk {
         self.step_by_step = places.eager;
     }
 
-    /// Right-padded ids [B, T] → final states [B, T, D].
-    pub(crate) fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        let (ids, _, width) = self.checked(ids)?;
-        let place = self.positions.first(width)?;
-        let sights = self.sights(None, width)?;
-        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
-        self.finish(&x)
+    /// What the trunk is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Final states [B, T, D] of ids [B, T] (Int64), after the last norm. Padding on the right is harmless:
+    /// nothing before it sees it.
+    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        let (ids, frame) = self.placed(ids)?;
+        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &frame.place)?, &frame)?)
+    }
+
+    /// The same without activations for the way back; see [`Replayed`]. `n_frozen` blocks, and the embedding if it
+    /// is not 0, have nothing that is trained.
+    pub fn hidden_replayed(&self, ids: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
+        self.check_frozen(n_frozen)?;
+        let (ids, frame) = self.placed(ids)?;
+        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))?;
+        Replayed::new(self, x, n_frozen, frame, (n_frozen == 0).then_some(ids))
+    }
+
+    /// What comes out of the lowest `n_frozen` blocks, [B, T, D], for ids [B, T] (Int64) padded on the right; without
+    /// a graph.
+    pub fn states_below(&self, ids: &Tensor, n_frozen: usize) -> Result<Tensor> {
+        self.check_frozen(n_frozen)?;
+        let (ids, frame) = self.placed(ids)?;
+        tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))
+    }
+
+    /// Final states [B, T, D] from those that came out of the lowest `n_frozen` blocks, padded on the right with
+    /// anything finite.
+    pub fn hidden_above(&self, states: &Tensor, n_frozen: usize) -> Result<Tensor> {
+        let (states, frame) = self.continued(states, n_frozen)?;
+        self.finish(&self.blocks(n_frozen..self.n_blocks(), states, &frame)?)
+    }
+
+    /// The same without activations for the way back; see [`Replayed`].
+    pub fn hidden_above_replayed(&self, states: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
+        let (states, frame) = self.continued(states, n_frozen)?;
+        Replayed::new(self, states, n_frozen, frame, None)
     }
 
     /// Ids [B, T] with real [B, T] true where a token is real → final states [B, T, D]; positions count
@@ -190,8 +240,16 @@ impl Trunk {
         Ok(x)
     }
 
+    /// Some blocks over x [B, T, D].
+    pub(crate) fn blocks(&self, range: Range<usize>, mut x: Tensor, frame: &Frame) -> Result<Tensor> {
+        for (i, block) in self.blocks.iter().enumerate().skip(range.start).take(range.len()) {
+            x = block.forward(&x, &frame.place, |q, k, v| self.attend(i, q, k, v, &frame.sights))?;
+        }
+        Ok(x)
+    }
+
     /// What the first block sees, [B, T, D].
-    fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
+    pub(crate) fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
         let padding = match self.config.pad_token_id {
             Some(pad) if self.config.architecture.form().padding_is_not_trained() => i64::from(pad),
             _ => -1,
@@ -202,6 +260,47 @@ impl Trunk {
     /// The final norm.
     pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.forward(x)
+    }
+
+    /// Ids on this device, with where they stand.
+    fn placed(&self, ids: &Tensor) -> Result<(Tensor, Frame)> {
+        let (ids, _, width) = self.checked(ids)?;
+        Ok((ids, self.frame(width)?))
+    }
+
+    fn frame(&self, width: usize) -> Result<Frame> {
+        Ok(Frame {
+            place: self.positions.first(width)?,
+            sights: self.sights(None, width)?,
+        })
+    }
+
+    /// States between blocks on this device, with where they stand.
+    fn continued(&self, states: &Tensor, n_frozen: usize) -> Result<(Tensor, Frame)> {
+        self.check_frozen(n_frozen)?;
+        let (width, longest) = (
+            self.config.hidden_size as i64,
+            self.config.max_position_embeddings as i64,
+        );
+        let (size, kind, own) = (states.size(), states.f_kind()?, self.kind()?);
+        match *size {
+            [rows, length, found] if rows > 0 && (1..=longest).contains(&length) && found == width && kind == own => {
+                Ok((states.f_to(self.device())?, self.frame(length as usize)?))
+            }
+            _ => Err(Error::input(
+                "states between blocks",
+                format!("[B, T, {width}] of {own:?}, T at most {longest}"),
+                format!("{size:?} of {kind:?}"),
+            )),
+        }
+    }
+
+    fn check_frozen(&self, n_frozen: usize) -> Result<()> {
+        let most = self.n_blocks();
+        match n_frozen > most {
+            false => Ok(()),
+            true => Err(Error::input("frozen blocks", format!("at most {most}"), n_frozen)),
+        }
     }
 
     /// Ids on this device, their rows and width; refuses what the embedding or the positions cannot hold.

@@ -13,8 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Activation, Architecture, Config, Decoder, Gpt2, Llama, LoraConfig, Mistral, Phi3, Qwen2, RopeScaling, Sampling,
-    SequenceClassifier, TargetModules, generate,
+    Activation, Architecture, Config, Decoder, Gpt2, Llama, LoraConfig, Mistral, Phi3, Precision, Qwen2, RopeScaling,
+    Sampling, SequenceClassifier, TargetModules, Trained, generate,
 };
 
 /// A small description of each architecture and of each of its forms.
@@ -377,4 +377,69 @@ fn each_architecture_refuses_by_name_what_it_does_not_compute() {
         }
     }
     assert_eq!(refused, 4 + 4 + 6 + 4 + 8);
+}
+
+/// All gradients, and sets them to zero.
+fn gradients(decoder: &Decoder) -> Vec<(String, Tensor)> {
+    let found = decoder.params().trainable().map(|param| {
+        let gradient = param.gradient().unwrap().unwrap();
+        (param.name().to_owned(), gradient.copy())
+    });
+    let found = found.collect();
+    decoder.params().zero_grad().unwrap();
+    found
+}
+
+#[test]
+fn parts_of_the_trunk_and_replayed_passes_are_the_whole() {
+    let ids = Tensor::from_slice(&random_ids(18, 31, 2)).view([2, 9]);
+    let mut compared = 0;
+    for config in all() {
+        for trained in [Trained::All {}, Trained::Top { layers: 2 }] {
+            let decoder = decoder(&config, 3, Kind::Float)
+                .with_trained(&trained, &mut ChaCha8Rng::seed_from_u64(1))
+                .unwrap();
+            let (trunk, n_frozen) = (decoder.trunk(), decoder.params().n_frozen());
+            assert_eq!(n_frozen, if trained.is_default() { 0 } else { 1 });
+            let whole = trunk.hidden(&ids).unwrap();
+            let below = trunk.states_below(&ids, 1).unwrap();
+            let above = trunk.hidden_above(&below, 1).unwrap();
+            assert!((&whole - above).abs().max().double_value(&[]) == 0.0, "{config:?}");
+            let loss = |states: &Tensor| states.matmul(&decoder.output_embedding().tr()).tanh().sum(Kind::Float);
+            loss(&whole).backward();
+            let plain = gradients(&decoder);
+            let replayed = trunk.hidden_replayed(&ids, n_frozen).unwrap();
+            loss(replayed.states()).backward();
+            replayed.backward().unwrap();
+            for ((name, plain), (_, replayed)) in plain.iter().zip(gradients(&decoder)) {
+                assert!(
+                    (plain - replayed).abs().max().double_value(&[]) == 0.0,
+                    "{name} of {config:?}"
+                );
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 400, "{compared}");
+}
+
+#[test]
+fn bf16_is_near_f32() {
+    let ids = Tensor::from_slice(&random_ids(18, 31, 2)).view([2, 9]);
+    for config in all() {
+        let config = Config {
+            initializer_range: 0.1,
+            ..config
+        };
+        let hidden = |precision| {
+            let decoder = decoder(&config, 3, Kind::Float).with_precision(precision).unwrap();
+            decoder.hidden(&ids).unwrap().to_kind(Kind::Float)
+        };
+        let (plain, narrow) = (
+            hidden(Precision::default()),
+            hidden(Precision::Bf16 { even_if_slower: true }),
+        );
+        let difference = (&plain - narrow).abs().max().double_value(&[]);
+        assert!((1e-4..0.2).contains(&difference), "{difference}: {config:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The settings of one training run, as a manifest writes them.
 
 use serde::{Deserialize, Serialize};
+use unsay_model::Precision;
 
 use crate::schedule::Schedule;
 
@@ -45,6 +46,13 @@ pub struct Settings {
     /// Write a checkpoint every so many steps. Without it once, after the last step.
     #[serde(default)]
     pub checkpoint_every: Option<u64>,
+    /// The kind that the model computes in.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
+    /// Keep only what enters each block on the way forward and compute the rest again on the way back: less
+    /// memory, about a third more time, the same gradients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_activations: bool,
 }
 
 fn default_clip() -> Option<f64> {
@@ -75,6 +83,8 @@ impl Settings {
             eps: default_eps(),
             eval_every: None,
             checkpoint_every: None,
+            precision: Precision::default(),
+            checkpoint_activations: false,
         }
     }
 
@@ -178,6 +188,19 @@ mod tests {
         assert_eq!(settings.clip, None);
         assert_eq!(settings.schedule, Schedule::Cosine);
         assert_eq!(settings.betas, (0.9, 0.95));
+    }
+
+    #[test]
+    fn precision_and_checkpointing_are_written_only_when_they_are_chosen() {
+        let text = |settings: &Settings| serde_json::to_string(settings).unwrap();
+        let plain = Settings::new(10, 4, 0.5);
+        assert!(!text(&plain).contains("precision") && !text(&plain).contains("checkpoint_activations"));
+        let chosen =
+            r#"{"steps": 10, "batch": 4, "lr": 0.5, "precision": {"bf16": {}}, "checkpoint_activations": true}"#;
+        let chosen: Settings = serde_json::from_str(chosen).unwrap();
+        assert_eq!(chosen.precision, Precision::Bf16 { even_if_slower: false });
+        assert!(chosen.checkpoint_activations);
+        assert_eq!(serde_json::from_str::<Settings>(&text(&chosen)).unwrap(), chosen);
     }
 
     #[test]
