@@ -59,6 +59,14 @@ pub struct ManifestArgs {
     pub runs: PathBuf,
 }
 
+/// Where models compute.
+#[derive(Args, Clone)]
+pub struct DeviceArgs {
+    /// Where models compute: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+}
+
 /// How to run it.
 #[derive(Args, Clone)]
 pub struct RunArgs {
@@ -72,6 +80,9 @@ pub struct RunArgs {
     /// Steps at a time [default: one per processor core]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// Where models compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// What to check.
@@ -126,6 +137,9 @@ pub struct GenerateArgs {
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     pub sample_seed: u64,
+    /// Where models compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Runs the command line of this process.

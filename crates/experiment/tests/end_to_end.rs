@@ -315,7 +315,7 @@ fn a_store_serves_one_run_at_a_time() {
         "--results",
         "out",
         "--set",
-        "pretrain.train.steps=100000",
+        "base.train.train.steps=100000",
     ];
     let mut first = desk.start(&args);
     until(&mut first, "its training", || checkpoint(&desk.store()).is_some());

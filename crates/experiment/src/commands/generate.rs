@@ -9,10 +9,10 @@ use unsay_data::{Example, Label, Tokenizer};
 use unsay_model::{Decoder, Sampling};
 use unsay_rl::{RolloutSettings, rollout};
 
-use super::{Prepared, Usage, prepare};
+use super::{Prepared, Usage, open, prepare};
 use crate::cli::{GenerateArgs, print};
 use crate::plan::{Checkpoint, Point};
-use crate::steps;
+use crate::steps::Models;
 use crate::store::Store;
 
 /// A model of one arm.
@@ -23,7 +23,8 @@ struct Voice {
 
 /// Completes prompts with the final models of the arms asked for.
 pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
-    let p = prepare(&args.question)?;
+    let device = open(&args.device)?;
+    let p = prepare(&args.question, device)?;
     let store = Store::view(&args.question.runs.join("store"));
     let seed = args
         .seed
@@ -32,6 +33,12 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
     if !p.question.seeds.contains(&seed) {
         return Err(Usage(format!("no seed {seed} in the manifest; seeds: {:?}", p.question.seeds)).into());
     }
+    let models = Models {
+        plan: &p.plan,
+        store: &store,
+        device,
+        say: &|_| {},
+    };
     let mut voices = Vec::new();
     let mut tokenizer = None;
     for arm in &args.arms {
@@ -53,9 +60,9 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
         }
         voices.push(Voice {
             arm: arm.clone(),
-            decoder: steps::load_decoder(&store.dir(model), Checkpoint::Best)?,
+            decoder: models.decoder(model, Checkpoint::Best)?,
         });
-        tokenizer = Some(steps::load_tokenizer(&store.dir(tokens))?);
+        tokenizer = Some(models.tokenizer(tokens)?);
     }
     let tokenizer = tokenizer.context("no arms were named")?;
     let sampling = &p.question.evaluate.sampling;

@@ -4,6 +4,7 @@
 //! arms share what they have in common, a changed arm runs alone, and a killed run goes on where it was.
 
 pub mod build;
+pub mod outside;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -13,6 +14,7 @@ use unsay_model::Size;
 use unsay_train::Settings;
 
 use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
+use outside::Outside;
 
 /// What a step does, with everything resolved.
 #[derive(Clone, Debug, Serialize)]
@@ -27,6 +29,8 @@ pub enum Kind {
         /// Hash of the content, or version of the generator.
         fingerprint: String,
     },
+    /// Looks at a base model from outside, and stands for it and its tokenizer.
+    Base(Outside),
     /// Trains the tokenizer on the training splits.
     Tokenizer {
         /// Entries.
@@ -93,7 +97,23 @@ impl Kind {
             Self::Rollout { .. } => 2,
             // 2: value and gradient in one pass, which rounds in another order.
             Self::Pretrain { .. } | Self::Train { .. } => 2,
-            Self::Records { .. } | Self::Tokenizer { .. } | Self::Classifier { .. } | Self::Evaluate { .. } => 1,
+            Self::Records { .. }
+            | Self::Base(_)
+            | Self::Tokenizer { .. }
+            | Self::Classifier { .. }
+            | Self::Evaluate { .. } => 1,
+        }
+    }
+
+    /// Whether it computes with a model, so that the kind of device is part of what it is.
+    fn computes(&self) -> bool {
+        match self {
+            Self::Records { .. } | Self::Base(_) | Self::Tokenizer { .. } => false,
+            Self::Pretrain { .. }
+            | Self::Classifier { .. }
+            | Self::Train { .. }
+            | Self::Rollout { .. }
+            | Self::Evaluate { .. } => true,
         }
     }
 }
@@ -134,6 +154,26 @@ impl Checkpoint {
         match self {
             Self::Best => "best",
             Self::Last => "last",
+        }
+    }
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics card.
+    Cuda,
+}
+
+impl Place {
+    /// The kind of a device.
+    pub fn of(device: tch::Device) -> Self {
+        match device {
+            tch::Device::Cuda(_) => Self::Cuda,
+            _ => Self::Cpu,
         }
     }
 }
@@ -195,6 +235,8 @@ pub struct Curve {
 /// The whole graph; every step comes after its inputs.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// Where models compute. Of two devices of one kind the results are taken to be the same.
+    pub device: Place,
     /// The steps.
     pub steps: Vec<Step>,
     /// Evaluated models.
@@ -224,11 +266,26 @@ impl Plan {
         self.steps.len() - 1
     }
 
+    /// Adds the curve of a training that all arms share, once.
+    fn curve(&mut self, phase: &str, seed: u64, step: usize) {
+        if !self.curves.iter().any(|c| c.step == step) {
+            self.curves.push(Curve {
+                arm: String::new(),
+                seed,
+                phase: phase.to_owned(),
+                step,
+            });
+        }
+    }
+
     fn key(&self, kind: &Kind, seed: u64, inputs: &[(String, usize)], threads: usize) -> String {
         let inputs: Vec<_> = inputs.iter().map(|(role, i)| (role, &self.steps[*i].key)).collect();
-        let identity = serde_json::json!({
+        let mut identity = serde_json::json!({
             "version": kind.version(), "kind": kind, "seed": seed, "inputs": inputs, "threads": threads, "dtype": "float32",
         });
+        if self.device == Place::Cuda && kind.computes() {
+            identity["device"] = "cuda".into();
+        }
         let hash = Sha256::digest(identity.to_string().as_bytes());
         hash.iter().take(12).map(|b| format!("{b:02x}")).collect()
     }

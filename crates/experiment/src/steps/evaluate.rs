@@ -11,7 +11,7 @@ use unsay_model::{Decoder, Sampling};
 use unsay_reward::{Judge, OracleJudge};
 use unsay_rl::{RolloutSettings, rollout};
 
-use super::models::{self, BATCH};
+use super::models::BATCH;
 use super::rollout::distinct_prompts;
 use super::{Outcome, Work};
 use crate::manifest::question::{EvalSplit, Evaluate, JudgeName};
@@ -177,8 +177,8 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let speaker = Speaker {
         work,
-        decoder: models::load_decoder(&work.input("model")?, checkpoint)?,
-        tokenizer: models::load_tokenizer(&work.input("tokenizer")?)?,
+        decoder: work.decoder("model", checkpoint)?,
+        tokenizer: work.tokenizer()?,
         limits: *limits,
     };
     let sets = Sets::read(work, evaluate)?;
@@ -241,8 +241,8 @@ fn unseen_of(prompts: &[Example], replies: &[Generation]) -> Option<Vec<Generati
 fn judge(work: &Work<'_>, name: JudgeName, limits: &Limits) -> Result<Box<dyn Judge>> {
     Ok(match name {
         JudgeName::Oracle => Box::new(OracleJudge),
-        JudgeName::A => Box::new(models::judge(work, Which::A, limits)?),
-        JudgeName::B => Box::new(models::judge(work, Which::B, limits)?),
+        JudgeName::A => Box::new(work.models().judge(work.step, Which::A, limits)?),
+        JudgeName::B => Box::new(work.models().judge(work.step, Which::B, limits)?),
     })
 }
 

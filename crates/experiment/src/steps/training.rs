@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rand::RngCore;
 use serde::Serialize;
-use tch::Device;
 use unsay_data::{Example, Label, Limits, Supervision, Tokenizer, encode_all, stream};
 use unsay_losses::token::{Loss, Nll};
 use unsay_model::{Config, Decoder, SequenceClassifier, Size};
@@ -31,7 +30,7 @@ const FIT: &str = "fit";
 
 /// Trains the base model on unfiltered text.
 pub(super) fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
-    let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
+    let tokenizer = work.tokenizer()?;
     let mut encoder = Encoder::new(&tokenizer, limits);
     let train = encoder.source("pretraining", &work.examples("pretraining", "train")?, 1.0)?;
     let valid = encoder.source("pretraining, validation", &work.examples("pretraining", "valid")?, 1.0)?;
@@ -40,7 +39,7 @@ pub(super) fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, setti
     config.bos_token_id = Some(Tokenizer::BOS);
     config.eos_token_id = Some(Tokenizer::EOS);
     config.pad_token_id = Some(Tokenizer::PAD);
-    let decoder = Decoder::init(&config, &mut stream(work.step.seed, "init", 0), Device::Cpu)?;
+    let decoder = Decoder::init(&config, &mut stream(work.step.seed, "init", 0), work.device)?;
     let objective = LanguageObjective::new(decoder, Loss::Nll(Nll::default()), Examples::new(vec![train], valid)?)?;
     fit(work, objective, settings, work.step.seed)
 }
@@ -54,7 +53,7 @@ pub(super) fn arm(
     mixture: &MixtureBlock,
     settings: &Settings,
 ) -> Result<Outcome> {
-    let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
+    let tokenizer = work.tokenizer()?;
     let mut encoder = Encoder::new(&tokenizer, limits);
     let mut sources = Vec::new();
     let mut valid = Vec::new();
@@ -76,7 +75,7 @@ pub(super) fn arm(
     }
     let valid = encoder.source("validation", &valid, 1.0)?;
     encoder.report(work)?;
-    let decoder = models::load_decoder(&work.input("init")?, Checkpoint::Best)?;
+    let decoder = work.decoder("init", Checkpoint::Best)?;
     let objective = LanguageObjective::new(decoder, loss.clone(), Examples::new(sources, valid)?)?;
     fit(
         work,
@@ -88,7 +87,7 @@ pub(super) fn arm(
 
 /// Trains a classifier on its half of the labelled prompts, and takes its accuracy on held-out data.
 pub(super) fn classifier(work: &Work<'_>, which: Which, limits: &LimitsBlock, settings: &Settings) -> Result<Outcome> {
-    let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
+    let tokenizer = work.tokenizer()?;
     let mut encoder = Encoder::new(&tokenizer, limits);
     let labelled = |split: &str| -> Result<Vec<Example>> {
         let mut examples = work.examples("feedback", split)?;
@@ -101,13 +100,13 @@ pub(super) fn classifier(work: &Work<'_>, which: Which, limits: &LimitsBlock, se
     let valid = encoder.source("validation", &labelled("valid")?, 1.0)?;
     encoder.report(work)?;
     let seed = stream(work.step.seed, &format!("classifier {}", which.name()), 0).next_u64();
-    let trunk = models::load_decoder(&work.input("base")?, Checkpoint::Best)?;
+    let trunk = work.decoder("base", Checkpoint::Best)?;
     let classifier = SequenceClassifier::from_trunk(trunk, &mut stream(seed, "init", 0))?;
     let objective = ClassifierObjective::new(classifier, Examples::new(vec![train], valid)?)?;
     if fit(work, objective, settings, seed)? == Outcome::Stopped {
         return Ok(Outcome::Stopped);
     }
-    let best = SequenceClassifier::load(&checkpoint_dir(&work.dir, Checkpoint::Best), Device::Cpu)?;
+    let best = SequenceClassifier::load(&checkpoint_dir(&work.dir, Checkpoint::Best), work.device)?;
     let judge = unsay_reward::LearnedJudge::new(which.name(), best, tokenizer, limits.limits(), models::BATCH)?;
     let mut file = serde_json::Map::new();
     for split in ["valid", "test"] {

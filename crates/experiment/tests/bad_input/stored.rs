@@ -341,7 +341,7 @@ fn a_damaged_checkpoint_is_named_with_what_to_do() {
         "--results",
         "out",
         "--set",
-        "pretrain.train.steps=100000",
+        "base.train.train.steps=100000",
     ];
     let mut run = desk.start(&args);
     until(&mut run, "a checkpoint", || checkpoint(&desk.store()).is_some());
