@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use unsay_model::Size;
+use unsay_model::{Size, Trained};
 use unsay_train::Settings;
 
 use super::check::{self, path};
@@ -178,5 +178,17 @@ fn made(base: &TrainedBase, out: &mut Vec<Problem>) {
             path("base.train.threads"),
             format!("wanted 1 to 1024 threads, got {}", base.threads),
         ));
+    }
+}
+
+/// Problems of a choice of trained parts, as far as the model is known before it is read.
+pub(super) fn check_trained(q: &Question, here: &str, trained: &Trained, out: &mut Vec<Problem>) {
+    let n_layers = q.base.trained().map(|made| made.model.num_hidden_layers);
+    let kind = match trained {
+        Trained::All {} => return,
+        Trained::Top { .. } => "top",
+    };
+    for (field, message) in trained.check(n_layers) {
+        out.push(Problem::value(path(&format!("{here}.{kind}.{field}")), message));
     }
 }

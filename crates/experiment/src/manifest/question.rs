@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Files, Limits};
 use unsay_losses::token::Loss;
-use unsay_model::Sampling;
+use unsay_model::{Precision, Sampling, Trained};
 use unsay_report::{FigureSpec, SummarySpec};
 use unsay_train::Settings;
 
@@ -143,6 +143,9 @@ impl LimitsBlock {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Classifiers {
+    /// Which parts of the model are trained.
+    #[serde(default)]
+    pub trained: Trained,
     /// The training of each.
     pub train: Settings,
 }
@@ -153,6 +156,9 @@ pub struct Classifiers {
 pub struct Finetune {
     /// How batches are mixed.
     pub mixture: MixtureBlock,
+    /// Which parts of the model are trained.
+    #[serde(default)]
+    pub trained: Trained,
     /// The training itself.
     pub train: Settings,
 }
@@ -181,6 +187,9 @@ pub struct Iterate {
     pub max_copies: usize,
     /// How replies are drawn.
     pub sampling: Sampling,
+    /// The kind that the model computes in while it speaks.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
 }
 
 /// One thing to compare.
@@ -223,6 +232,9 @@ pub struct Evaluate {
     pub judges: Vec<JudgeName>,
     /// Measures of the replies beside safety.
     pub measures: Vec<String>,
+    /// The kind that the model computes in while it is measured.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
 }
 
 /// Which split is evaluated.

@@ -127,6 +127,7 @@ fn shared(plan: &mut Plan, q: &Question, common: &Common<'_>, seed: u64) -> Shar
         let kind = Kind::Classifier {
             which,
             limits: q.limits,
+            trained: q.classifiers.trained.clone(),
             train: q.classifiers.train.clone(),
         };
         let inputs = [("feedback", feedback), ("tokenizer", tokenizer), ("base", base)];
@@ -243,6 +244,7 @@ fn train_and_measure(
         iteration,
         limits: q.limits,
         mixture: q.finetune.mixture,
+        trained: q.finetune.trained.clone(),
         train: q.finetune.train.clone(),
     };
     let own_roles: Vec<String> = (1..=own.len()).map(|i| format!("own-{i}")).collect();

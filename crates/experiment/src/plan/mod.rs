@@ -10,7 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
 use unsay_losses::token::Loss;
-use unsay_model::Size;
+use unsay_model::{Size, Trained};
 use unsay_train::Settings;
 
 use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
@@ -51,6 +51,9 @@ pub enum Kind {
         which: Which,
         /// What it sees of an example.
         limits: LimitsBlock,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
         /// The training.
         train: Settings,
     },
@@ -64,6 +67,9 @@ pub enum Kind {
         limits: LimitsBlock,
         /// How batches are mixed.
         mixture: MixtureBlock,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
         /// The training.
         train: Settings,
     },
