@@ -1,5 +1,7 @@
 //! Batched generation with a key/value cache.
 
+use std::ops::ControlFlow;
+
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::attention::{Sight, additive, attend, attend_cached, left_padding_mask};
@@ -22,6 +24,30 @@ pub struct Generated {
     pub finished: bool,
 }
 
+/// Hears of generation while it goes on. Nothing that is told decides a token.
+pub trait Listener {
+    /// `token` was chosen for a prompt; the token that ends a completion is not told. [`ControlFlow::Break`] ends the
+    /// completion here, as its longest length would.
+    fn token(&mut self, prompt: usize, token: u32) -> ControlFlow<()> {
+        let _ = (prompt, token);
+        ControlFlow::Continue(())
+    }
+
+    /// So many prompts are done so far.
+    fn done(&mut self, prompts: usize) {
+        let _ = prompts;
+    }
+}
+
+/// Hears how many prompts are done.
+struct Count<'a>(&'a mut dyn FnMut(usize));
+
+impl Listener for Count<'_> {
+    fn done(&mut self, prompts: usize) {
+        (self.0)(prompts);
+    }
+}
+
 /// Completes each prompt, up to `batch` of them at a time, and returns the completions in the prompts'
 /// order.
 ///
@@ -40,6 +66,19 @@ pub fn generate(
     draw: &mut dyn FnMut(usize, usize) -> f32,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generated>> {
+    generate_heard(decoder, prompts, sampling, ends, batch, draw, &mut Count(progress))
+}
+
+/// The same with a listener that hears every token at once, and may end a completion.
+pub fn generate_heard(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ends: &[u32],
+    batch: usize,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    listener: &mut dyn Listener,
+) -> Result<Vec<Generated>> {
     check(decoder, prompts, sampling, ends, batch)?;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     // Longest first: what does not fit in memory fails at once.
@@ -54,10 +93,7 @@ pub fn generate(
     for members in order.chunks(batch) {
         no_grad(|| {
             let mut group = Group::new(decoder, prompts, members, sampling, ends)?;
-            group.run(&mut out, draw, &mut |n| {
-                done += n;
-                progress(done);
-            })
+            group.run(&mut out, draw, &mut done, listener)
         })?;
     }
     Ok(out)
@@ -182,7 +218,8 @@ impl<'a> Group<'a> {
         &mut self,
         out: &mut [Generated],
         draw: &mut dyn FnMut(usize, usize) -> f32,
-        ended: &mut dyn FnMut(usize),
+        done: &mut usize,
+        listener: &mut dyn Listener,
     ) -> Result<()> {
         // Log-probs stay on the device until the end; only tokens are needed at every step.
         let mut logps = Vec::new();
@@ -191,9 +228,10 @@ impl<'a> Group<'a> {
             let (ids, chosen) = self.choose(out, step, draw)?;
             logps.push(chosen);
             owners.push(self.rows.clone());
-            let n = self.record(&ids, out, step)?;
-            if n > 0 {
-                ended(n);
+            let ended = self.record(&ids, out, step, listener)?;
+            if ended > 0 {
+                *done += ended;
+                listener.done(*done);
             }
             if self.rows.iter().all(Option::is_none) {
                 break;
@@ -260,18 +298,26 @@ impl<'a> Group<'a> {
     }
 
     /// Writes the chosen tokens down; returns how many rows ended.
-    fn record(&mut self, ids: &Tensor, out: &mut [Generated], step: usize) -> Result<usize> {
+    fn record(
+        &mut self,
+        ids: &Tensor,
+        out: &mut [Generated],
+        step: usize,
+        listener: &mut dyn Listener,
+    ) -> Result<usize> {
         let ids = Vec::<i64>::try_from(ids.f_view([-1])?.f_to(Device::Cpu)?)?;
         let mut ended = 0;
         for (owner, id) in self.rows.iter_mut().zip(ids) {
             let Some(prompt) = *owner else { continue };
             let finished = self.ends.iter().any(|&end| id == i64::from(end));
+            let mut stopped = step + 1 == self.sampling.max_new_tokens;
             if finished {
                 out[prompt].finished = true;
             } else {
                 out[prompt].ids.push(id as u32);
+                stopped |= listener.token(prompt, id as u32).is_break();
             }
-            if finished || step + 1 == self.sampling.max_new_tokens {
+            if finished || stopped {
                 *owner = None;
                 ended += 1;
             }

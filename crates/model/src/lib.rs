@@ -41,7 +41,7 @@ pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
-pub use generate::{Generated, generate};
+pub use generate::{Generated, Listener, generate, generate_heard};
 pub use logps::logps;
 pub use params::{Param, Params};
 pub use precision::Precision;
