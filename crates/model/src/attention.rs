@@ -1,8 +1,59 @@
-//! Grouped-query attention over keys and values of the whole batch or of a cache.
+//! Attention: its projections, and grouped-query attention over keys and values of the whole batch or of a cache.
 
 use tch::{Kind, Tensor};
 
 use crate::Result;
+use crate::linear::Linear;
+use crate::positions::Place;
+
+/// The attention of one block: projections of the state to queries, keys and values, and of what was
+/// attended to back to the state.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) projections: Projections,
+    pub(crate) out: Linear,
+    /// Query heads (H).
+    pub(crate) heads: i64,
+    /// Key/value heads (G).
+    pub(crate) kv_heads: i64,
+    /// Width of a head (d).
+    pub(crate) head_dim: i64,
+}
+
+/// Maps of the state to queries [.., H·d], keys and values [.., G·d].
+#[derive(Debug)]
+pub(crate) enum Projections {
+    /// One each.
+    Separate {
+        /// D → H·d.
+        q: Linear,
+        /// D → G·d.
+        k: Linear,
+        /// D → G·d.
+        v: Linear,
+    },
+}
+
+impl Attention {
+    /// x [B, T, D] → [B, T, D]; `attend` gets turned queries and keys and the values, each
+    /// [B, T, heads, d], and returns [B, T, H·d].
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        place: &Place,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, width, _) = x.size3()?;
+        let (q, k, v) = match &self.projections {
+            Projections::Separate { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
+        };
+        let heads = |x: &Tensor, n: i64| x.f_view([rows, width, n, self.head_dim]);
+        let q = place.turn(heads(&q, self.heads)?)?;
+        let k = place.turn(heads(&k, self.kv_heads)?)?;
+        let v = heads(&v, self.kv_heads)?;
+        self.out.forward(&attend(&q, &k, &v)?)
+    }
+}
 
 /// Which earlier positions a position sees.
 #[derive(Debug)]

@@ -5,10 +5,11 @@ use std::path::Path;
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::arch::Spec;
 use crate::decoder::{CONFIG, WEIGHTS, save};
-use crate::hf::{self, Architecture};
+use crate::hf::{self, ModelClass};
 use crate::linear::linear;
-use crate::trunk::{self, Trunk};
+use crate::trunk::Trunk;
 use crate::{Config, Decoder, Error, Params, Result, init, weights};
 
 const SCORE: &str = "score.weight";
@@ -30,9 +31,9 @@ impl SequenceClassifier {
         let kind = decoder.trunk.kind()?;
         let score = init::normal(rng, &[1, config.hidden_size as i64], config.initializer_range, kind)?;
         let mut entries = Vec::new();
-        for (name, _) in trunk::expected(&config) {
-            let tensor = decoder.params.shared(&name)?;
-            entries.push((name, tensor));
+        for spec in config.architecture.form().tensors(&config) {
+            let tensor = decoder.params.shared(&spec.name)?;
+            entries.push((spec.name, tensor));
         }
         entries.push((SCORE.to_owned(), score.f_to(decoder.device())?));
         Self::assemble(&config, Params::new(entries)?)
@@ -40,9 +41,9 @@ impl SequenceClassifier {
 
     /// Reads a Hugging Face folder.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let config = hf::read(&dir.join(CONFIG), Architecture::SequenceClassification)?;
-        let mut expected = trunk::expected(&config);
-        expected.push((SCORE.to_owned(), vec![1, config.hidden_size as i64]));
+        let config = hf::read(&dir.join(CONFIG), ModelClass::SequenceClassification)?;
+        let mut expected = config.architecture.form().tensors(&config);
+        expected.push(Spec::matrix(SCORE, 1, config.hidden_size));
         let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
@@ -53,7 +54,7 @@ impl SequenceClassifier {
         if self.config().pad_token_id.is_none() {
             return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
         }
-        save(dir, self.config(), &self.params, Architecture::SequenceClassification)
+        save(dir, self.config(), &self.params, ModelClass::SequenceClassification)
     }
 
     /// What the trunk is.

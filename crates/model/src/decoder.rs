@@ -5,9 +5,10 @@ use std::path::Path;
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
-use crate::hf::{self, Architecture};
-use crate::trunk::{self, Trunk};
-use crate::{Config, Error, Params, Result, weights};
+use crate::arch::Spec;
+use crate::hf::{self, ModelClass};
+use crate::trunk::Trunk;
+use crate::{Config, Error, Params, Result, init, weights};
 
 /// File names of a model folder.
 pub(crate) const CONFIG: &str = "config.json";
@@ -40,16 +41,16 @@ impl Decoder {
             return Err(Error::input("kind of weights", "Float or Double", format!("{kind:?}")));
         }
         let mut entries = Vec::new();
-        for (name, shape) in expected(config) {
-            let tensor = trunk::initial(config, &name, &shape, rng, kind)?.f_to(device)?;
-            entries.push((name, tensor));
+        for spec in expected(config) {
+            let tensor = init::initial(config, &spec, rng, kind)?.f_to(device)?;
+            entries.push((spec.name, tensor));
         }
         Self::assemble(config, Params::new(entries)?)
     }
 
     /// Reads a Hugging Face folder. Half-precision weights become f32; f64 stays.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let config = hf::read(&dir.join(CONFIG), Architecture::CausalLm)?;
+        let config = hf::read(&dir.join(CONFIG), ModelClass::CausalLm)?;
         let entries = weights::read_exact(&dir.join(WEIGHTS), &expected(&config), device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
@@ -57,7 +58,7 @@ impl Decoder {
     /// Writes a Hugging Face folder, made if need be; each file is replaced whole or not at all, weights
     /// before their description. A tied output embedding is stored once.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        save(dir, self.config(), &self.params, Architecture::CausalLm)
+        save(dir, self.config(), &self.params, ModelClass::CausalLm)
     }
 
     /// What the model is.
@@ -103,22 +104,19 @@ impl Decoder {
     }
 }
 
-fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
-    let mut list = trunk::expected(config);
+fn expected(config: &Config) -> Vec<Spec> {
+    let mut list = config.architecture.form().tensors(config);
     if !config.tie_word_embeddings {
-        list.push((
-            HEAD.to_owned(),
-            vec![config.vocab_size as i64, config.hidden_size as i64],
-        ));
+        list.push(Spec::matrix(HEAD, config.vocab_size, config.hidden_size));
     }
     list
 }
 
 /// Shared with the classifier.
-pub(crate) fn save(dir: &Path, config: &Config, params: &Params, architecture: Architecture) -> Result<()> {
+pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelClass) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     weights::write(&dir.join(WEIGHTS), params.iter())?;
     let double = params.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
     let dtype = if double { "float64" } else { "float32" };
-    hf::write(&dir.join(CONFIG), config, architecture, dtype)
+    hf::write(&dir.join(CONFIG), config, class, dtype)
 }

@@ -9,8 +9,7 @@ use crate::cache::Cache;
 use crate::choose::{Bans, choose};
 use crate::linear::linear;
 use crate::logps::wide;
-use crate::trunk::positions;
-use crate::{Decoder, Error, Result, Sampling};
+use crate::{Decoder, Error, Result, Sampling, positions};
 
 /// One completion.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,13 +181,13 @@ impl<'a> Group<'a> {
         let real = Tensor::f_from_slice(&real)?.f_view([n, t])?.f_to(trunk.device())?;
         let new = sampling.max_new_tokens as i64;
         let mut cache = Cache::new(trunk, n, t + new)?;
-        let (rotation, sight) = if padded {
+        let (place, sight) = if padded {
             let sight = Sight::Masked(left_padding_mask(&real, trunk.kind()?)?);
-            (trunk.rope.at(&positions(&real)?, width)?, sight)
+            (trunk.positions.at(&positions::count(&real)?, width)?, sight)
         } else {
-            (trunk.rope.first(width)?, Sight::Causal)
+            (trunk.positions.first(width)?, Sight::Causal)
         };
-        let x = trunk.run(&ids, &rotation, |layer, q, k, v| {
+        let x = trunk.run(&ids, &place, |layer, q, k, v| {
             let _ = cache.extend(layer, k, v)?;
             attend(q, k, v, &sight)
         })?;
@@ -347,11 +346,11 @@ impl<'a> Group<'a> {
     /// Runs one new token [R, 1] per row.
     fn advance(&mut self, ids: &Tensor) -> Result<()> {
         let trunk = &self.decoder.trunk;
-        let rotation = trunk.rope.at(&self.position, self.longest)?;
+        let place = trunk.positions.at(&self.position, self.longest)?;
         let seen = self.cache.used() + 1;
         let mask = self.mask.as_ref().map(|m| m.f_narrow(3, 0, seen)).transpose()?;
         let cache = &self.cache;
-        self.last = trunk.run(ids, &rotation, |layer, q, k, v| {
+        self.last = trunk.run(ids, &place, |layer, q, k, v| {
             let (keys, values) = cache.extend(layer, k, v)?;
             attend_cached(q, &keys, &values, mask.as_ref())
         })?;

@@ -3,9 +3,21 @@
 use std::f64::consts::TAU;
 
 use rand::Rng;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::arch::{Initial, Spec};
+use crate::{Config, Error, Result};
+
+/// Initial values of one tensor.
+pub(crate) fn initial(config: &Config, spec: &Spec, rng: &mut impl Rng, kind: Kind) -> Result<Tensor> {
+    let narrower = match spec.initial {
+        Initial::One => return Ok(Tensor::f_ones(&spec.shape, (kind, Device::Cpu))?),
+        Initial::Zero => return Ok(Tensor::f_zeros(&spec.shape, (kind, Device::Cpu))?),
+        Initial::Normal => 1.0,
+        Initial::IntoResidual => (2.0 * config.num_hidden_layers as f64).sqrt(),
+    };
+    normal(rng, &spec.shape, config.initializer_range / narrower, kind)
+}
 
 /// A tensor of independent normal draws with mean zero. Draws are made in order in f64 and rounded, so
 /// one generator gives the same weights in every float kind.

@@ -14,7 +14,9 @@
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod arch;
 mod attention;
+mod block;
 mod cache;
 mod choose;
 mod classifier;
@@ -22,14 +24,17 @@ mod config;
 mod decoder;
 pub mod device;
 mod error;
+mod fields;
 pub mod files;
 mod generate;
 mod hf;
 mod init;
-mod layer;
 mod linear;
 mod logps;
+mod mlp;
+mod norm;
 mod params;
+mod positions;
 mod precision;
 mod rope;
 mod sampling;
@@ -37,6 +42,7 @@ mod trained;
 mod trunk;
 pub mod weights;
 
+pub use arch::{Architecture, Llama};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;

@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use crate::fields::{Fields, same};
 use crate::{Config, Result};
 
 /// Cosines and sines of every position, made once and grown when a longer sequence comes.
@@ -120,4 +122,51 @@ impl Rope {
             sin: tensor(&sin)?,
         })
     }
+}
+
+/// The base of the frequencies, in the old form or in that of newer files
+/// (`rope_parameters: {rope_type: default, rope_theta: …}`).
+pub(crate) fn read_theta(fields: &mut Fields) -> Result<f64, String> {
+    fields.only("rope_scaling", &Value::Null)?;
+    let inner = match fields.take("rope_parameters") {
+        None => None,
+        Some(Value::Object(mut rope)) => {
+            let kind = rope.remove("rope_type").or_else(|| rope.remove("type"));
+            if let Some(kind) = kind.filter(|k| *k != json!("default")) {
+                return Err(format!(
+                    "`rope_parameters.rope_type`: only \"default\" is supported, got {kind}"
+                ));
+            }
+            let theta = rope.remove("rope_theta").filter(|v| !v.is_null());
+            if let Some((name, value)) = rope.iter().next() {
+                return Err(format!("`rope_parameters.{name}` is not supported, got {value}"));
+            }
+            theta
+        }
+        Some(other) => return Err(format!("`rope_parameters`: expected an object, got {other}")),
+    };
+    match (fields.take("rope_theta"), inner) {
+        (None, None) => Ok(10_000.0),
+        (Some(a), Some(b)) if !same(&a, &b) => Err(format!("`rope_theta` is {a} and `rope_parameters.rope_theta` {b}")),
+        (Some(theta), _) | (None, Some(theta)) => theta
+            .as_f64()
+            .ok_or_else(|| format!("`rope_theta`: expected a number, got {theta}")),
+    }
+}
+
+/// What is wrong with a description whose positions are rotary.
+pub(crate) fn problem(config: &Config) -> Option<String> {
+    let (head_dim, theta) = (config.head_dim, config.rope_theta);
+    if !head_dim.is_multiple_of(2) {
+        return Some(format!(
+            "head width: expected an even number (rotary positions), got {head_dim}"
+        ));
+    }
+    if !(f64::MIN_POSITIVE..=1e12).contains(&theta) {
+        return Some(format!(
+            "`rope_theta`: expected {:e} to 1e12, got {theta}",
+            f64::MIN_POSITIVE
+        ));
+    }
+    None
 }

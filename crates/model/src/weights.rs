@@ -9,6 +9,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
+use crate::arch::Spec;
 use crate::{Error, Result, files};
 
 /// The longest header accepted; a model of a thousand layers needs about one megabyte.
@@ -60,22 +61,18 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
 
 /// Reads exactly the expected tensors, in their order, as f32 or f64 on a device: each present with its
 /// shape, a float kind and finite numbers, and none besides.
-pub(crate) fn read_exact(
-    path: &Path,
-    expected: &[(String, Vec<i64>)],
-    device: Device,
-) -> Result<Vec<(String, Tensor)>> {
+pub(crate) fn read_exact(path: &Path, expected: &[Spec], device: Device) -> Result<Vec<(String, Tensor)>> {
     explain_absence(path)?;
     let mut file = Reader::open(path)?;
     let missing: Vec<&str> = expected
         .iter()
-        .map(|(n, _)| n.as_str())
+        .map(|spec| spec.name.as_str())
         .filter(|n| file.metadata.info(n).is_none())
         .collect();
     if !missing.is_empty() {
         return Err(Error::weights(path, format!("missing {}", named(&missing))));
     }
-    let known: std::collections::HashSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
+    let known: std::collections::HashSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
     let names = file.metadata.offset_keys();
     let unexpected: Vec<&str> = names
         .iter()
@@ -89,7 +86,7 @@ pub(crate) fn read_exact(
         ));
     }
     let mut double = None;
-    for (name, shape) in expected {
+    for Spec { name, shape, .. } in expected {
         let info = file.info(name)?;
         let got: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
         if got != *shape {
@@ -118,7 +115,7 @@ pub(crate) fn read_exact(
         Kind::Float
     };
     let mut out = Vec::with_capacity(expected.len());
-    for (name, _) in expected {
+    for Spec { name, .. } in expected {
         let tensor = file.tensor(name)?.f_to_kind(kind)?;
         if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::weights(path, format!("tensor `{name}` holds NaN or infinity")));

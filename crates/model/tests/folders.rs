@@ -26,7 +26,7 @@ fn small(tied: bool) -> Config {
     let mut config = config(4, 2, 4, 2);
     config.tie_word_embeddings = tied;
     config.pad_token_id = Some(0);
-    config.eos_token_id = Some(3);
+    config.eos_token_ids = vec![3];
     config.other.insert("use_cache".to_owned(), json!(true));
     config
 }
@@ -106,9 +106,6 @@ fn a_description_with_other_maths_is_refused_by_name() {
         ("model_type", json!("mistral")),
         ("model_type", Value::Null),
         ("hidden_act", json!("gelu")),
-        ("attention_bias", json!(true)),
-        ("mlp_bias", json!(true)),
-        ("attention_dropout", json!(0.1)),
         ("rope_scaling", json!({"factor": 8.0, "rope_type": "llama3"})),
         ("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 10000.0})),
         ("rope_parameters", json!({"rope_theta": 7.0})),
@@ -127,7 +124,8 @@ fn a_description_with_other_maths_is_refused_by_name() {
         ("rms_norm_eps", json!("small")),
         ("rope_theta", json!(-1)),
         ("tie_word_embeddings", json!("yes")),
-        ("eos_token_id", json!([1, 2])),
+        ("eos_token_id", json!([1, "2"])),
+        ("eos_token_id", json!([1, 31])),
         ("eos_token_id", json!(31)),
         ("max_position_embeddings", json!(0)),
     ];
@@ -180,7 +178,7 @@ fn defaults_and_newer_forms_are_read() {
     let back = Decoder::load(folder.path(), Device::Cpu).unwrap();
     let config = back.config();
     assert_eq!((config.head_dim, config.rope_theta.to_bits()), (4, 500.0_f64.to_bits()));
-    assert_eq!(config.rms_norm_eps.to_bits(), 1e-6_f64.to_bits());
+    assert_eq!(config.norm_eps.to_bits(), 1e-6_f64.to_bits());
 }
 
 #[test]
