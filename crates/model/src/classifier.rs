@@ -9,8 +9,9 @@ use crate::arch::Spec;
 use crate::decoder::{CONFIG, WEIGHTS, save};
 use crate::hf::{self, ModelClass};
 use crate::linear::linear;
+use crate::logps::wide;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Result, init, weights};
+use crate::{Config, Decoder, Error, Params, Precision, Result, Trained, init, weights};
 
 const SCORE: &str = "score.weight";
 
@@ -28,11 +29,15 @@ impl SequenceClassifier {
     /// The score is normal(0, `initializer_range`) from `rng`.
     pub fn from_trunk(decoder: Decoder, rng: &mut impl Rng) -> Result<Self> {
         let config = decoder.config().clone();
-        let kind = decoder.trunk.kind()?;
+        let whole = |name: &str| match decoder.params.get(name) {
+            Some(tensor) => Ok(tensor.f_detach()?),
+            None => decoder.params.shared(name),
+        };
+        let kind = whole(config.architecture.form().embedding())?.f_kind()?;
         let score = init::normal(rng, &[1, config.hidden_size as i64], config.initializer_range, kind)?;
         let mut entries = Vec::new();
         for spec in config.architecture.form().tensors(&config) {
-            let tensor = decoder.params.shared(&spec.name)?;
+            let tensor = whole(&spec.name)?;
             entries.push((spec.name, tensor));
         }
         entries.push((SCORE.to_owned(), score.f_to(decoder.device())?));
@@ -57,6 +62,34 @@ impl SequenceClassifier {
         save(dir, self.config(), &self.params, ModelClass::SequenceClassification)
     }
 
+    /// The same classifier computing in another precision; see [`Decoder::with_precision`].
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        precision.check(self.device())?;
+        let Self { trunk, params, .. } = self;
+        Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
+    }
+
+    /// The same classifier, of which a part is trained; its score always is.
+    ///
+    /// **Errors**: [`Error::Config`] for more blocks than there are.
+    pub fn with_trained(mut self, trained: &Trained) -> Result<Self> {
+        self.params.choose(trained, self.trunk.n_blocks())?;
+        Ok(self)
+    }
+
+    /// Replaces the weights by those of a folder of the same description. What is trained and the precision stay.
+    ///
+    /// **Errors**: those of [`SequenceClassifier::load`], and [`Error::Input`] when names or shapes differ.
+    pub fn read_weights(&mut self, dir: &Path) -> Result<()> {
+        let read = Self::load(dir, self.device())?;
+        self.params.assign(read.params.iter())
+    }
+
+    /// Embedding, blocks and final norm.
+    pub fn trunk(&self) -> &Trunk {
+        &self.trunk
+    }
+
     /// What the trunk is.
     pub fn config(&self) -> &Config {
         &self.trunk.config
@@ -74,16 +107,21 @@ impl SequenceClassifier {
 
     /// Logits `[B]` of right-padded ids [B, T] (Int64) whose rows hold lengths `[B]` (Int64) real tokens.
     pub fn logits(&self, ids: &Tensor, lengths: &Tensor) -> Result<Tensor> {
-        let (rows, width) = match ids.size().as_slice() {
-            &[rows, width] => (rows, width),
-            size => return Err(Error::input("token ids", "a [B, T] tensor", format!("{size:?}"))),
+        self.score(&self.trunk.hidden(ids)?, lengths)
+    }
+
+    /// Logits `[B]`, in f32 or wider, from final states [B, T, D] of right-padded rows that hold lengths `[B]`
+    /// (Int64) real tokens.
+    pub fn score(&self, hidden: &Tensor, lengths: &Tensor) -> Result<Tensor> {
+        let (rows, width) = match hidden.size().as_slice() {
+            &[rows, width, _] => (rows, width),
+            size => return Err(Error::input("final states", "a [B, T, D] tensor", format!("{size:?}"))),
         };
         let kind = lengths.f_kind()?;
         if lengths.size() != [rows] || kind != Kind::Int64 {
             let got = format!("{:?} of {kind:?}", lengths.size());
             return Err(Error::input("lengths", format!("[{rows}] of Int64"), got));
         }
-        let hidden = self.trunk.hidden(ids)?;
         let (least, most) = lengths.f_aminmax(None, false)?;
         for length in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
             if length < 1 || length > width {
@@ -95,7 +133,8 @@ impl SequenceClassifier {
         let states = hidden
             .f_reshape([rows * width, -1])?
             .f_index_select(0, &starts.f_add(&last)?)?;
-        Ok(linear(&states, &self.score)?.f_squeeze_dim(-1)?)
+        let score = wide(self.score.shallow_clone())?;
+        Ok(linear(&wide(states)?, &score)?.f_squeeze_dim(-1)?)
     }
 
     fn assemble(config: &Config, params: Params) -> Result<Self> {

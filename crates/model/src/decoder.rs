@@ -7,8 +7,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::arch::Spec;
 use crate::hf::{self, ModelClass};
+use crate::logps::wide;
 use crate::trunk::Trunk;
-use crate::{Config, Error, Params, Result, init, weights};
+use crate::{Config, Error, Params, Precision, Result, Trained, init, weights};
 
 /// File names of a model folder.
 pub(crate) const CONFIG: &str = "config.json";
@@ -16,7 +17,8 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 const HEAD: &str = "lm_head.weight";
 
-/// A decoder with its weights on one device, in f32 (or f64, for tests).
+/// A decoder with its weights on one device, in f32 (or f64, for tests) unless [`Decoder::with_precision`] says
+/// otherwise.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) trunk: Trunk,
@@ -55,10 +57,41 @@ impl Decoder {
         Self::assemble(&config, Params::new(entries)?)
     }
 
-    /// Writes a Hugging Face folder, made if need be; each file is replaced whole or not at all, weights
+    /// Writes a Hugging Face folder in f32, made if need be; each file is replaced whole or not at all, weights
     /// before their description. A tied output embedding is stored once.
     pub fn save(&self, dir: &Path) -> Result<()> {
         save(dir, self.config(), &self.params, ModelClass::CausalLm)
+    }
+
+    /// The same model computing in another precision. Trained weights are kept in f32 beside their rounded copies;
+    /// frozen ones are rounded for good, so choose what is trained first.
+    ///
+    /// **Errors**: those of [`Precision::check`]; [`Error::Input`] for bf16 from f64 weights.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        precision.check(self.device())?;
+        let Self { trunk, params, .. } = self;
+        Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
+    }
+
+    /// The same model, of which a part is trained.
+    ///
+    /// **Errors**: [`Error::Config`] for more blocks than there are.
+    pub fn with_trained(mut self, trained: &Trained) -> Result<Self> {
+        self.params.choose(trained, self.trunk.n_blocks())?;
+        Ok(self)
+    }
+
+    /// Replaces the weights by those of a folder of the same description. What is trained and the precision stay.
+    ///
+    /// **Errors**: those of [`Decoder::load`], and [`Error::Input`] when names or shapes differ.
+    pub fn read_weights(&mut self, dir: &Path) -> Result<()> {
+        let read = Self::load(dir, self.device())?;
+        self.params.assign(read.params.iter())
+    }
+
+    /// Embedding, blocks and final norm.
+    pub fn trunk(&self) -> &Trunk {
+        &self.trunk
     }
 
     /// What the model is.
@@ -115,7 +148,13 @@ fn expected(config: &Config) -> Vec<Spec> {
 /// Shared with the classifier.
 pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelClass) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    weights::write(&dir.join(WEIGHTS), params.iter())?;
+    // What is frozen in bf16 has no other weights.
+    let wide = |(name, tensor): (&'_ str, &Tensor)| Ok((name.to_owned(), wide(tensor.shallow_clone())?));
+    let stored: Vec<(String, Tensor)> = params.iter().map(wide).collect::<Result<_>>()?;
+    weights::write(
+        &dir.join(WEIGHTS),
+        stored.iter().map(|(name, tensor)| (name.as_str(), tensor)),
+    )?;
     let double = params.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
     let dtype = if double { "float64" } else { "float32" };
     hf::write(&dir.join(CONFIG), config, class, dtype)

@@ -6,6 +6,7 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
+//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with one score
@@ -36,6 +37,7 @@ mod norm;
 mod params;
 mod positions;
 mod precision;
+mod replay;
 mod rope;
 mod sampling;
 mod trained;
@@ -51,5 +53,7 @@ pub use generate::{Generated, Listener, generate, generate_heard};
 pub use logps::logps;
 pub use params::{Param, Params};
 pub use precision::Precision;
+pub use replay::Replayed;
 pub use sampling::Sampling;
 pub use trained::Trained;
+pub use trunk::Trunk;

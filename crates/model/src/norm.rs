@@ -1,6 +1,6 @@
 //! Norms over the last axis.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{Params, Result};
 
@@ -25,9 +25,14 @@ impl Norm {
         })
     }
 
-    /// x [.., D] → [.., D].
+    /// x [.., D] → [.., D]. Means are taken in f32 or wider; a narrow x is rounded before it meets the weight, as
+    /// Hugging Face does.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
+            Self::Rms { weight, eps } if x.f_kind()? == Kind::BFloat16 => {
+                let x = x.f_rms_norm(weight.size(), None::<&Tensor>, *eps)?;
+                Ok(x.f_mul(weight)?)
+            }
             Self::Rms { weight, eps } => Ok(x.f_rms_norm(weight.size(), Some(weight), *eps)?),
         }
     }

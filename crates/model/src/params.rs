@@ -1,8 +1,9 @@
 //! The leaves that training updates.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
@@ -11,6 +12,9 @@ use crate::{Error, Result};
 pub struct Param {
     name: String,
     value: Tensor,
+    master: Option<Tensor>,
+    /// Gradients of earlier micro-batches, only beside a master.
+    sum: RefCell<Option<Tensor>>,
     trainable: bool,
 }
 
@@ -20,14 +24,115 @@ impl Param {
         &self.name
     }
 
-    /// The leaf that the model computes with, and that collects the gradient.
+    /// The leaf that the model computes with, and that collects the gradient of one pass.
     pub fn value(&self) -> &Tensor {
         &self.value
+    }
+
+    /// The f32 weights of which the leaf is the rounded copy; only of what is trained in bf16. An optimiser updates
+    /// these and then calls [`Param::round`].
+    pub fn master(&self) -> Option<&Tensor> {
+        self.master.as_ref()
+    }
+
+    /// What is updated, saved and hashed: the master where there is one, the leaf otherwise.
+    pub fn full(&self) -> &Tensor {
+        self.master.as_ref().unwrap_or(&self.value)
     }
 
     /// Whether an optimiser updates it.
     pub fn trainable(&self) -> bool {
         self.trainable
+    }
+
+    /// The gradient so far, all micro-batches together; `None` where nothing has reached it. In f32 once
+    /// [`Params::sum_gradients`] has been called on a narrow leaf, otherwise in the leaf's kind.
+    pub fn gradient(&self) -> Result<Option<Tensor>> {
+        if self.sum.borrow().is_some() {
+            self.sum_gradient()?;
+        }
+        let sum = self.sum.borrow().as_ref().map(Tensor::shallow_clone);
+        let own = self.value.f_grad()?;
+        Ok(sum.or_else(|| own.defined().then_some(own)))
+    }
+
+    /// Makes the leaf the rounded copy of its master again.
+    pub fn round(&self) -> Result<()> {
+        if let Some(master) = &self.master {
+            let _ = tch::no_grad(|| self.value.shallow_clone().f_copy_(master))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the weights, keeping the leaf and its kind.
+    fn assign(&self, value: &Tensor) -> Result<()> {
+        let (expected, got) = (self.value.size(), value.size());
+        if expected != got {
+            let what = format!("shape of `{}`", self.name);
+            return Err(Error::input(what, format!("{expected:?}"), format!("{got:?}")));
+        }
+        let _ = tch::no_grad(|| self.full().shallow_clone().f_copy_(value))?;
+        self.round()
+    }
+
+    /// Moves the leaf's gradient into the sum.
+    fn sum_gradient(&self) -> Result<()> {
+        let mut grad = self.value.f_grad()?;
+        if self.master.is_none() || !grad.defined() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let mut sum = self.sum.borrow_mut();
+        *sum = Some(match sum.take() {
+            Some(mut sum) => sum.f_add_(&grad)?,
+            None => grad.f_to_kind(Kind::Float)?,
+        });
+        let _ = grad.f_detach_()?.f_zero_()?;
+        Ok(())
+    }
+
+    fn zero_grad(&self) -> Result<()> {
+        let sum = self.sum.borrow().as_ref().map(Tensor::shallow_clone);
+        for mut gradient in [Some(self.value.f_grad()?), sum].into_iter().flatten() {
+            if gradient.defined() {
+                let _ = gradient.f_detach_()?.f_zero_()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_trainable(&mut self, trainable: bool) -> Result<()> {
+        self.trainable = trainable;
+        let _ = self.value.f_set_requires_grad(trainable)?;
+        // What was trained before keeps its master, or it would lose what rounding takes.
+        if trainable && self.master.is_none() && self.value.f_kind()? == Kind::BFloat16 {
+            self.master = Some(self.value.f_detach()?.f_to_kind(Kind::Float)?);
+        }
+        Ok(())
+    }
+
+    /// The same weights in another kind, without gradients.
+    fn into_kind(self, kind: Kind) -> Result<Self> {
+        let full = self.full().f_detach()?;
+        let is = full.f_kind()?;
+        let (value, master) = match kind {
+            _ if self.value.f_kind()? == kind => (self.value, self.master),
+            Kind::BFloat16 if is == Kind::Float => (full.f_to_kind(kind)?, self.trainable.then_some(full)),
+            // Models in f64 are wider than what is asked for, and stay.
+            Kind::Float if is == Kind::Double => (full, None),
+            Kind::Float => (full.f_to_kind(kind)?, None),
+            _ => {
+                let what = format!("kind of `{}`, to be made {kind:?}", self.name);
+                return Err(Error::input(what, "Float", format!("{is:?}")));
+            }
+        };
+        let _ = value.f_set_requires_grad(self.trainable)?;
+        Ok(Self {
+            value,
+            master,
+            sum: RefCell::new(None),
+            ..self
+        })
     }
 }
 
@@ -41,7 +146,9 @@ pub struct Params {
 
 impl Params {
     /// Takes tensors over; each becomes a leaf that requires a gradient.
-    pub(crate) fn new(entries: Vec<(String, Tensor)>) -> Result<Self> {
+    ///
+    /// **Errors**: [`Error::Input`] when two have one name.
+    pub fn new(entries: Vec<(String, Tensor)>) -> Result<Self> {
         let mut params = Self {
             entries: Vec::with_capacity(entries.len()),
             index: HashMap::with_capacity(entries.len()),
@@ -61,14 +168,26 @@ impl Params {
                 format!("`{name}` twice"),
             ));
         }
-        let _ = value.f_set_requires_grad(trainable)?;
-        self.entries.push(Param { name, value, trainable });
+        let mut param = Param {
+            name,
+            value,
+            master: None,
+            sum: RefCell::new(None),
+            trainable,
+        };
+        param.set_trainable(trainable)?;
+        self.entries.push(param);
         Ok(())
     }
 
-    /// Names and tensors in order, trained or not.
+    /// Names and weights in order, trained or not: of each what is saved ([`Param::full`]).
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
-        self.entries.iter().map(|p| (p.name.as_str(), &p.value))
+        self.entries.iter().map(|p| (p.name.as_str(), p.full()))
+    }
+
+    /// All, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Param> {
+        self.entries.iter()
     }
 
     /// What an optimiser updates, in order.
@@ -79,15 +198,15 @@ impl Params {
     /// Makes exactly those tensors trainable whose name `wanted` accepts; the others collect no gradient.
     pub fn train_only(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         for param in &mut self.entries {
-            param.trainable = wanted(&param.name);
-            let _ = param.value.f_set_requires_grad(param.trainable)?;
+            let trainable = wanted(&param.name);
+            param.set_trainable(trainable)?;
         }
         Ok(())
     }
 
-    /// The tensor of a name.
+    /// The weights of a name, as [`Params::iter`] gives them.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.index.get(name).map(|&i| &self.entries[i].value)
+        self.index.get(name).map(|&i| self.entries[i].full())
     }
 
     /// How many tensors.
@@ -107,16 +226,50 @@ impl Params {
 
     /// Sets every gradient that exists to zero; one that was never made stays undefined.
     pub fn zero_grad(&self) -> Result<()> {
-        for param in &self.entries {
-            let mut grad = param.value.f_grad()?;
-            if grad.defined() {
-                let _ = grad.f_detach_()?.f_zero_()?;
-            }
-        }
-        Ok(())
+        self.entries.iter().try_for_each(Param::zero_grad)
     }
 
-    /// A handle on the same tensor, for the module that computes with it.
+    /// Adds the gradients of narrow leaves to sums in f32 and sets them to zero, so that nothing is lost when several
+    /// micro-batches are added up. To be called after each of them; nothing happens in f32, where libtorch's own sum is
+    /// as good.
+    pub fn sum_gradients(&self) -> Result<()> {
+        self.trainable().try_for_each(Param::sum_gradient)
+    }
+
+    /// Replaces the weights by others of the same names and shapes, given in any order; leaves, kinds and what is
+    /// trained stay.
+    ///
+    /// **Errors**: [`Error::Input`] naming the tensor that is missing, unknown or of another shape.
+    pub fn assign<'a>(&self, weights: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+        let mut seen = vec![false; self.entries.len()];
+        for (name, value) in weights {
+            let Some(&at) = self.index.get(name) else {
+                return Err(Error::input("parameters", "names of this model's", format!("`{name}`")));
+            };
+            self.entries[at].assign(value)?;
+            seen[at] = true;
+        }
+        match seen.iter().position(|seen| !seen) {
+            None => Ok(()),
+            Some(at) => Err(Error::input(
+                "parameters",
+                format!("`{}`", self.entries[at].name),
+                "no such tensor",
+            )),
+        }
+    }
+
+    /// The same weights to compute with in another kind: f32, or bf16 with f32 masters of what is trained. Frozen tensors
+    /// are rounded and have no master.
+    pub(crate) fn into_kind(self, kind: Kind) -> Result<Self> {
+        let entries = self.entries.into_iter().map(|param| param.into_kind(kind));
+        Ok(Self {
+            entries: entries.collect::<Result<_>>()?,
+            ..self
+        })
+    }
+
+    /// A handle on the leaf of a name, for the module that computes with it.
     pub(crate) fn shared(&self, name: &str) -> Result<Tensor> {
         self.find(name)
             .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
@@ -124,6 +277,6 @@ impl Params {
 
     /// The same where the tensor need not exist.
     pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
-        self.get(name).map(Tensor::shallow_clone)
+        self.index.get(name).map(|&i| self.entries[i].value.shallow_clone())
     }
 }

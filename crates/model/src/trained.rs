@@ -1,6 +1,11 @@
 //! Which parts of a model an optimiser updates.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{Error, Param, Params, Result};
 
 /// The part of a model that is trained, in manifests a map of one key: `{ all: {} }` or `{ top: { layers: 3 } }`.
 ///
@@ -48,6 +53,87 @@ impl Trained {
         };
         vec![("layers".to_owned(), format!("expected {wanted}, got {layers}"))]
     }
+}
+
+impl Params {
+    /// Makes exactly this part trainable, in a model of `n_blocks` blocks.
+    pub(crate) fn choose(&mut self, trained: &Trained, n_blocks: usize) -> Result<()> {
+        if let Some((field, what)) = trained.check(Some(n_blocks)).into_iter().next() {
+            return Err(Error::Config {
+                place: "trained part".to_owned(),
+                what: format!("`{field}`: {what}"),
+            });
+        }
+        match trained {
+            Trained::All {} => self.train_only(|_| true),
+            Trained::Top { layers } => {
+                let parts = self.parts();
+                let first = n_blocks - layers;
+                self.train_only(|name| match parts.get(name) {
+                    Some(Part::Block(index)) => *index >= first,
+                    Some(Part::Above) => true,
+                    Some(Part::Below) | None => false,
+                })
+            }
+        }
+    }
+
+    /// How many of the lowest blocks have nothing that is trained; 0 where the embedding is trained.
+    pub fn n_frozen(&self) -> usize {
+        let parts = self.parts();
+        let block = |name: &str| match parts.get(name) {
+            Some(Part::Below) => Some(0),
+            Some(Part::Block(index)) => Some(*index),
+            Some(Part::Above) | None => None,
+        };
+        let n_blocks = self
+            .iter()
+            .filter_map(|(name, _)| block(name))
+            .max()
+            .map_or(0, |last| last + 1);
+        let trained = self.trainable().filter_map(|param| block(param.name()));
+        trained.min().unwrap_or(n_blocks)
+    }
+
+    /// The embedding and the lowest `n_blocks` blocks, in order.
+    pub fn below(&self, n_blocks: usize) -> impl Iterator<Item = &Param> {
+        let parts = self.parts();
+        self.all().filter(move |param| match parts.get(param.name()) {
+            Some(Part::Below) => true,
+            Some(Part::Block(index)) => *index < n_blocks,
+            Some(Part::Above) | None => false,
+        })
+    }
+
+    /// The part that each tensor belongs to.
+    fn parts(&self) -> HashMap<String, Part> {
+        let mut before = true;
+        let part = |(name, _): (&str, &Tensor)| {
+            let part = match block_of(name) {
+                Some(index) => Part::Block(index),
+                None if before => Part::Below,
+                None => Part::Above,
+            };
+            before &= part == Part::Below;
+            (name.to_owned(), part)
+        };
+        self.iter().map(part).collect()
+    }
+}
+
+/// Where a tensor stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Before the first block.
+    Below,
+    Block(usize),
+    /// After the last block.
+    Above,
+}
+
+/// The block of a tensor: in every architecture its name holds one number, the block's.
+fn block_of(name: &str) -> Option<usize> {
+    name.split('.').find_map(|word| word.parse().ok())
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use unsay_losses::scores::pointwise;
 use unsay_model::{Params, SequenceClassifier};
 
 use crate::error::{Error, Result};
-use crate::examples::Examples;
+use crate::examples::{Examples, Place};
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
+use crate::pass::Pass;
+use crate::prefix_states::PrefixStates;
+use crate::settings::Settings;
 
 /// A classifier and the labelled examples to train on: the mean over the batch of the cross-entropy of its logit,
 /// where positive examples have target 1.
@@ -18,6 +21,7 @@ pub struct ClassifierObjective {
     classifier: SequenceClassifier,
     examples: Examples,
     device: Device,
+    pass: Pass,
 }
 
 impl ClassifierObjective {
@@ -43,7 +47,17 @@ impl ClassifierObjective {
             classifier,
             examples,
             device,
+            pass: Pass::default(),
         })
+    }
+
+    /// Takes the states below what is trained from files that hold them; see
+    /// [`LanguageObjective::with_prefix_states`](crate::LanguageObjective::with_prefix_states).
+    ///
+    /// **Errors**: [`Error::States`] naming the file that was made of other examples.
+    pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
+        self.pass = self.pass.with_prefix_states(states, &self.examples)?;
+        Ok(self)
     }
 
     /// The classifier as it is now.
@@ -56,9 +70,12 @@ impl ClassifierObjective {
         self.classifier
     }
 
-    fn micro(&self, batch: &Batch, whole: &Whole, train: bool, sums: &mut Sums) -> Result<()> {
+    fn micro(&self, places: &[Place], batch: &Batch, whole: &Whole, train: bool, sums: &mut Sums) -> Result<()> {
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
-        let logits = self.classifier.logits(&ids, &Tensor::f_from_slice(&batch.lengths)?)?;
+        let pass = self.pass.forward(self.classifier.trunk(), &ids, places, train)?;
+        let logits = self
+            .classifier
+            .score(pass.states(), &Tensor::f_from_slice(&batch.lengths)?)?;
         let labels: Vec<f32> = batch.labels.iter().map(|&label| f32::from(label)).collect();
         let target = Tensor::f_from_slice(&labels)?
             .f_to_device(self.device)?
@@ -82,6 +99,7 @@ impl ClassifierObjective {
         }
         if train {
             total.f_backward()?;
+            pass.backward()?;
         }
         Ok(())
     }
@@ -108,8 +126,20 @@ impl Objective for ClassifierObjective {
         &self.examples
     }
 
+    fn configure(self, settings: &Settings) -> Result<Self> {
+        let classifier = self.classifier.with_precision(settings.precision)?;
+        let pass = self
+            .pass
+            .configured(settings, classifier.trunk(), classifier.params())?;
+        Ok(Self {
+            classifier,
+            pass,
+            ..self
+        })
+    }
+
     fn describe(&self) -> String {
-        "classifier pointwise".into()
+        format!("classifier pointwise{}", self.pass.describe())
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
@@ -131,8 +161,12 @@ impl Objective for ClassifierObjective {
         let mut sums = Sums::default();
         for group in &groups {
             let picked: Vec<_> = group.iter().map(|&position| encoded[position]).collect();
+            let places: Vec<_> = group.iter().map(|&position| batch.places[position]).collect();
             let _guard = (!batch.train).then(tch::no_grad_guard);
-            self.micro(&Batch::new(&picked)?, &whole, batch.train, &mut sums)?;
+            self.micro(&places, &Batch::new(&picked)?, &whole, batch.train, &mut sums)?;
+            if batch.train && groups.len() > 1 {
+                self.params().sum_gradients()?;
+            }
         }
         sums.finish(&groups, vec![("num_tokens", lengths.iter().sum::<usize>() as f64)])
     }
@@ -142,7 +176,6 @@ impl Objective for ClassifierObjective {
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        self.classifier = SequenceClassifier::load(folder, self.device)?;
-        Ok(())
+        Ok(self.classifier.read_weights(folder)?)
     }
 }

@@ -38,6 +38,14 @@ pub enum Error {
         /// What is wrong with it, with a hint.
         problem: String,
     },
+    /// A file of states below what is trained is damaged, or was made of another model or other examples.
+    #[error("states `{}`: {problem}", .path.display())]
+    States {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with a hint.
+        problem: String,
+    },
     /// The file system refused.
     #[error("`{}`: {source}", .path.display())]
     Io {
@@ -67,6 +75,13 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn states(path: &Path, problem: impl Into<String>) -> Self {
+        Self::States {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 
     pub(crate) fn checkpoint(path: &Path, problem: impl Into<String>) -> Self {

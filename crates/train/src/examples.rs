@@ -90,6 +90,11 @@ impl Examples {
         &self.sources
     }
 
+    /// The validation set.
+    pub fn valid(&self) -> &Source {
+        &self.valid
+    }
+
     /// The places of the whole validation set, in order.
     pub fn valid_places(&self) -> Vec<Place> {
         (0..self.valid.encoded.len())

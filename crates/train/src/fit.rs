@@ -9,7 +9,7 @@ use crate::checkpoint::{Best, RunFolder};
 use crate::error::{Error, Result};
 use crate::examples::{Place, hex};
 use crate::objective::{Draws, LogicalBatch, Objective, Outcome};
-use crate::optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
+use crate::optim::{AdamW, clip_scale, grad_norm, non_finite_gradients};
 use crate::reading::{NotFinite, Reading};
 use crate::record::{Metrics, StepRecord, read_steps};
 use crate::settings::Settings;
@@ -39,21 +39,17 @@ impl<O: Objective> Fit<O> {
     ///
     /// A checkpoint made with other settings, seed, examples, loss or parameter shapes is refused; that the
     /// starting weights are the same is for the caller to see to.
-    pub fn open(mut objective: O, settings: &Settings, seed: u64, folder: &Path) -> Result<Self> {
+    pub fn open(objective: O, settings: &Settings, seed: u64, folder: &Path) -> Result<Self> {
         let problems = settings.check();
         if !problems.is_empty() {
             return Err(Error::Settings(problems));
         }
+        let mut objective = objective.configure(settings)?;
         let sources = objective.examples().sources();
         let sizes: Vec<usize> = sources.iter().map(|source| source.encoded.len()).collect();
         let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
         let mixture = Mixture::new(&sizes, &weights, settings.batch, seed)?;
-        let mut optimizer = AdamW::new(
-            objective.params().iter(),
-            settings.betas,
-            settings.eps,
-            settings.weight_decay,
-        )?;
+        let mut optimizer = AdamW::new(objective.params(), settings.betas, settings.eps, settings.weight_decay)?;
         let (folder, resumed) = RunFolder::open(folder, &settings_hash(&objective, settings, seed))?;
         let (mut step, mut best) = (0, None);
         if let Some(resumed) = resumed {
@@ -157,15 +153,15 @@ impl<O: Objective> Fit<O> {
             train: true,
         };
         let outcome = self.run(&batch, update + 1)?;
-        let norm = grad_norm(self.objective.params().iter())?;
+        let norm = grad_norm(self.objective.params())?;
         let reading = Reading::new(&outcome, Some(&norm))?;
         self.check(&reading, &batch, update + 1, "")?;
-        let params = || self.objective.params().iter();
-        if let (Some(max_norm), Some(norm)) = (self.settings.clip, reading.grad_norm) {
-            scale_gradients(params(), norm, max_norm)?;
-        }
+        let scale = match (self.settings.clip, reading.grad_norm) {
+            (Some(max_norm), Some(norm)) => clip_scale(norm, max_norm),
+            _ => 1.0,
+        };
         let lr = self.settings.learning_rate(update);
-        self.optimizer.step(params(), lr)?;
+        self.optimizer.step(self.objective.params(), lr, scale)?;
         let mut metrics = reading.into_metrics();
         metrics.push(("learning_rate".to_owned(), lr));
         Ok(metrics)
@@ -211,7 +207,7 @@ impl<O: Objective> Fit<O> {
         let examples = positions.iter().map(name).collect();
         let mut term = format!("{what}{term}");
         if term == "grad_norm" {
-            let params = non_finite_gradients(self.objective.params().iter())?;
+            let params = non_finite_gradients(self.objective.params())?;
             term = params.first().map_or(term, |name| format!("gradient of {name}"));
         }
         Err(Error::NonFinite { step, term, examples })
@@ -233,11 +229,17 @@ impl<O: Objective> Iterator for Fit<O> {
 
 /// Two runs with the same hash make the same updates from the same weights.
 fn settings_hash(objective: &impl Objective, settings: &Settings, seed: u64) -> String {
-    let params: Vec<String> = objective
+    let mut params: Vec<String> = objective
         .params()
         .iter()
         .map(|(name, tensor)| format!("{name} {:?}", tensor.size()))
         .collect();
+    params.extend(
+        objective
+            .params()
+            .trainable()
+            .map(|param| format!("trained {}", param.name())),
+    );
     let fingerprint = objective.examples().fingerprint();
     let text = format!(
         "1\n{settings:?}\n{seed}\n{}\n{fingerprint}\n{}",

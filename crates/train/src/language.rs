@@ -11,6 +11,9 @@ use unsay_model::{Decoder, Params};
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
+use crate::pass::Pass;
+use crate::prefix_states::PrefixStates;
+use crate::settings::Settings;
 
 /// A decoder, a token loss, and the examples to train on.
 #[derive(Debug)]
@@ -19,6 +22,7 @@ pub struct LanguageObjective {
     loss: Loss,
     examples: Examples,
     device: Device,
+    pass: Pass,
 }
 
 /// One micro-batch on the host.
@@ -46,7 +50,17 @@ impl LanguageObjective {
             loss,
             examples,
             device,
+            pass: Pass::default(),
         })
+    }
+
+    /// Takes the states below what is trained from files that hold them, one for each source of the examples and last
+    /// the one of the validation set; see [`PrefixStates`]. Gradients are the same but for rounding.
+    ///
+    /// **Errors**: [`Error::States`] naming the file that was made of other examples.
+    pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
+        self.pass = self.pass.with_prefix_states(states, &self.examples)?;
+        Ok(self)
     }
 
     /// The decoder as it is now.
@@ -107,9 +121,10 @@ impl LanguageObjective {
         let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(self.device)?);
         // The model checks the ids before they leave the host.
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
-        let hidden = self.decoder.hidden(&ids)?;
-        let width = hidden.size()[2];
-        let hidden = hidden
+        let pass = self.pass.forward(self.decoder.trunk(), &ids, &piece.places, train)?;
+        let width = pass.states().size()[2];
+        let hidden = pass
+            .states()
             .f_reshape([-1, width])?
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
         let embedding = self.decoder.output_embedding();
@@ -136,6 +151,7 @@ impl LanguageObjective {
         }
         if train {
             fused.backward()?;
+            pass.backward()?;
         }
         Ok(())
     }
@@ -227,8 +243,14 @@ impl Objective for LanguageObjective {
         &self.examples
     }
 
+    fn configure(self, settings: &Settings) -> Result<Self> {
+        let decoder = self.decoder.with_precision(settings.precision)?;
+        let pass = self.pass.configured(settings, decoder.trunk(), decoder.params())?;
+        Ok(Self { decoder, pass, ..self })
+    }
+
     fn describe(&self) -> String {
-        format!("language {:?}", self.loss)
+        format!("language {:?}{}", self.loss, self.pass.describe())
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
@@ -241,6 +263,9 @@ impl Objective for LanguageObjective {
         for piece in &pieces {
             let _guard = (!batch.train).then(tch::no_grad_guard);
             self.micro(piece, &counts, &draws, batch.train, &mut sums)?;
+            if batch.train && pieces.len() > 1 {
+                self.params().sum_gradients()?;
+            }
         }
         if let Some(logp) = sums.metric("logp_pos") {
             let ppl = logp.f_neg()?.f_exp()?;
@@ -254,8 +279,7 @@ impl Objective for LanguageObjective {
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        self.decoder = Decoder::load(folder, self.device)?;
-        Ok(())
+        Ok(self.decoder.read_weights(folder)?)
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`Examples`]: encoded training sources and validation set
 //! * [`Objective`]: what one logical batch does; [`LanguageObjective`] and [`ClassifierObjective`] do it
 //! * [`Fit`]: the loop, an iterator that makes one update and gives one [`StepRecord`] at a time
+//! * [`PrefixStates`]: the states below what is trained, made once and kept in a file
 //! * [`AdamW`], [`Schedule`]: what the loop is made of
 //!
 //! A run lives in a folder: its log, its last checkpoint and its best weights. Opening the folder again continues the
@@ -17,6 +18,8 @@ mod fit;
 mod language;
 mod objective;
 mod optim;
+mod pass;
+mod prefix_states;
 mod reading;
 mod record;
 mod schedule;
@@ -29,7 +32,8 @@ pub use examples::{Examples, Place, Source};
 pub use fit::Fit;
 pub use language::LanguageObjective;
 pub use objective::{Draws, LogicalBatch, Objective, Outcome, micro_batches};
-pub use optim::{AdamW, grad_norm, non_finite_gradients, scale_gradients};
+pub use optim::{AdamW, clip_scale, grad_norm, non_finite_gradients};
+pub use prefix_states::PrefixStates;
 pub use record::{Metrics, StepRecord, read_steps};
 pub use schedule::Schedule;
 pub use settings::Settings;

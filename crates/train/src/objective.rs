@@ -8,6 +8,7 @@ use unsay_model::Params;
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
+use crate::settings::Settings;
 
 /// An objective with the model it trains and the examples it sees.
 ///
@@ -21,6 +22,12 @@ pub trait Objective {
     /// The examples to train and to validate on.
     fn examples(&self) -> &Examples;
 
+    /// Takes over what the settings say of the model: the kind it computes in, and whether activations are kept. The
+    /// loop calls it once, before anything else.
+    fn configure(self, settings: &Settings) -> Result<Self>
+    where
+        Self: Sized;
+
     /// Whatever defines the objective beside its examples, in words that differ when it differs; part of the
     /// settings hash of a checkpoint.
     fn describe(&self) -> String;
@@ -31,7 +38,7 @@ pub trait Objective {
     /// Writes the model into an existing folder.
     fn save(&self, folder: &Path) -> Result<()>;
 
-    /// Replaces the model by a saved one.
+    /// Replaces the model's weights by saved ones. What is trained, and the kind it computes in, stay.
     fn restore(&mut self, folder: &Path) -> Result<()>;
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
-use unsay_model::weights;
+use unsay_model::{Params, weights};
 
 use crate::error::{Error, Result};
 
@@ -19,10 +19,11 @@ use crate::error::{Error, Result};
 /// p <- p - lr / (1 - beta1^t) · m / (sqrt(v / (1 - beta2^t)) + eps)
 /// ```
 ///
-/// This is the rule of PyTorch's `AdamW`. Moments have the precision of the parameters, single or double.
-/// A parameter without a gradient counts as one whose gradient is zero, so that an update is a function of
-/// weights, moments and gradients alone. Every operation is in place; the gradient serves as the scratch
-/// space, so an update allocates nothing.
+/// This is the rule of PyTorch's `AdamW`. Moments have the precision of the weights, single or double; where the model
+/// computes in bf16 the weights are the masters ([`unsay_model::Param::master`]), updated in f32 and then rounded into the leaves. A
+/// parameter without a gradient counts as one whose gradient is zero, so that an update is a function of weights,
+/// moments and gradients alone. Every operation is in place; the gradient serves as the scratch space, or where it is
+/// narrow a small piece of memory, so an update allocates next to nothing.
 #[derive(Debug)]
 pub struct AdamW {
     betas: (f64, f64),
@@ -39,22 +40,21 @@ struct Moments {
     second: Tensor,
 }
 
+/// A narrow gradient is widened so many numbers at a time (1 MB).
+const PIECE: i64 = 1 << 18;
+
 impl AdamW {
-    /// An optimiser at rest: all moments zero.
-    pub fn new<'a>(
-        params: impl Iterator<Item = (&'a str, &'a Tensor)>,
-        betas: (f64, f64),
-        eps: f64,
-        weight_decay: f64,
-    ) -> Result<Self> {
+    /// An optimiser at rest, for the parameters that are trained: all moments zero.
+    pub fn new(params: &Params, betas: (f64, f64), eps: f64, weight_decay: f64) -> Result<Self> {
         let mut moments = Vec::new();
-        for (name, param) in params {
-            let kind = param.f_kind()?;
+        for param in params.trainable() {
+            let (name, weights) = (param.name(), param.full());
+            let kind = weights.f_kind()?;
             if !matches!(kind, Kind::Float | Kind::Double) {
                 let message = format!("parameter `{name}`: expected float32 or float64, got {kind:?}");
                 return Err(Error::Data(message));
             }
-            let zeros = || Tensor::f_zeros(param.size(), (kind, param.device()));
+            let zeros = || Tensor::f_zeros(weights.size(), (kind, weights.device()));
             moments.push(Moments {
                 name: name.to_owned(),
                 first: zeros()?,
@@ -75,41 +75,58 @@ impl AdamW {
         self.step
     }
 
-    /// One update of the parameters given to [`AdamW::new`], in the same order. The gradients are used up:
-    /// afterwards they are zero.
-    pub fn step<'a>(&mut self, params: impl Iterator<Item = (&'a str, &'a Tensor)>, lr: f64) -> Result<()> {
+    /// One update of the parameters given to [`AdamW::new`], by their gradients times `scale`. The gradients are used
+    /// up: afterwards they are zero.
+    ///
+    /// The scale is applied to a narrow gradient after widening, so that clipping rounds nothing.
+    pub fn step(&mut self, params: &Params, lr: f64, scale: f64) -> Result<()> {
+        let n_trained = params.trainable().count();
+        if n_trained != self.moments.len() {
+            let message = format!("expected {} trained parameters, got {n_trained}", self.moments.len());
+            return Err(Error::Data(format!("optimiser: {message}")));
+        }
         self.step += 1;
         let (beta1, beta2) = self.betas;
-        let correction1 = 1.0 - beta1.powf(self.step as f64);
-        let correction2 = 1.0 - beta2.powf(self.step as f64);
+        let update = Update {
+            scale,
+            lr,
+            betas: self.betas,
+            eps: self.eps,
+            corrections: (1.0 - beta1.powf(self.step as f64), 1.0 - beta2.powf(self.step as f64)),
+        };
         let _guard = tch::no_grad_guard();
-        for ((name, param), moments) in params.zip(&mut self.moments) {
-            if name != moments.name {
+        for (param, moments) in params.trainable().zip(&self.moments) {
+            if param.name() != moments.name {
                 return Err(Error::Data(format!(
-                    "optimiser: expected parameter `{}`, got `{name}`",
-                    moments.name
+                    "optimiser: expected parameter `{}`, got `{}`",
+                    moments.name,
+                    param.name()
                 )));
             }
-            let mut param = param.shallow_clone();
-            let mut grad = param.f_grad()?;
-            if !grad.defined() {
-                grad = param.f_zeros_like()?;
+            let mut weights = param.full().shallow_clone();
+            let gradient = param.gradient()?;
+            let mut gradient = match gradient {
+                Some(gradient) => gradient,
+                None => weights.f_zeros_like()?,
+            };
+            if self.weight_decay > 0.0 && weights.dim() > 1 {
+                let _ = weights.f_mul_scalar_(1.0 - lr * self.weight_decay)?;
             }
-            if self.weight_decay > 0.0 && param.dim() > 1 {
-                let _ = param.f_mul_scalar_(1.0 - lr * self.weight_decay)?;
+            if gradient.f_kind()? == weights.f_kind()? {
+                update.apply([&weights, &moments.first, &moments.second, &gradient])?;
+            } else {
+                let flat = |tensor: &Tensor| tensor.f_view([-1]);
+                let own = [flat(&weights)?, flat(&moments.first)?, flat(&moments.second)?];
+                let narrow = gradient.f_reshape([-1])?;
+                let n = narrow.size()[0];
+                for start in (0..n).step_by(PIECE as usize) {
+                    let piece = |tensor: &Tensor| tensor.f_narrow(0, start, PIECE.min(n - start));
+                    let wide = piece(&narrow)?.f_to_kind(weights.f_kind()?)?;
+                    update.apply([&piece(&own[0])?, &piece(&own[1])?, &piece(&own[2])?, &wide])?;
+                }
             }
-            let _ = moments.first.f_lerp_(&grad, 1.0 - beta1)?;
-            let _ = grad.f_square_()?;
-            let _ = moments.second.f_lerp_(&grad, 1.0 - beta2)?;
-            if lr > 0.0 {
-                // p - s·m / (sqrt(v)/r + eps) as p + m / (sqrt(v)·(-1/(s·r)) - eps/s), in the gradient's memory.
-                let size = lr / correction1;
-                let _ = moments.second.f_sqrt_out(&grad)?;
-                let _ = grad.f_mul_scalar_(-1.0 / (size * correction2.sqrt()))?;
-                let _ = grad.f_add_scalar_(-self.eps / size)?;
-                let _ = param.f_addcdiv_(&moments.first, &grad)?;
-            }
-            let _ = grad.f_zero_()?;
+            let _ = gradient.f_zero_()?;
+            param.round()?;
         }
         Ok(())
     }
@@ -158,14 +175,50 @@ impl AdamW {
     }
 }
 
+/// The numbers of one update.
+struct Update {
+    scale: f64,
+    lr: f64,
+    betas: (f64, f64),
+    eps: f64,
+    corrections: (f64, f64),
+}
+
+impl Update {
+    /// The rule without its decay, for weights, first and second moment and gradient; of the gradient nothing is left.
+    fn apply(&self, [weights, first, second, gradient]: [&Tensor; 4]) -> Result<()> {
+        let [mut weights, mut first, mut second, mut gradient] =
+            [weights, first, second, gradient].map(Tensor::shallow_clone);
+        if self.scale < 1.0 {
+            let _ = gradient.f_mul_scalar_(self.scale)?;
+        }
+        let _ = first.f_lerp_(&gradient, 1.0 - self.betas.0)?;
+        let _ = gradient.f_square_()?;
+        let _ = second.f_lerp_(&gradient, 1.0 - self.betas.1)?;
+        if self.lr > 0.0 {
+            // p - s·m / (sqrt(v)/r + eps) as p + m / (sqrt(v)·(-1/(s·r)) - eps/s), in the gradient's memory.
+            let size = self.lr / self.corrections.0;
+            let _ = second.f_sqrt_out(&gradient)?;
+            let _ = gradient.f_mul_scalar_(-1.0 / (size * self.corrections.1.sqrt()))?;
+            let _ = gradient.f_add_scalar_(-self.eps / size)?;
+            let _ = weights.f_addcdiv_(&first, &gradient)?;
+        }
+        Ok(())
+    }
+}
+
 /// The Euclidean norm of all gradients together, as a scalar on the parameters' device; nothing is read by the host.
-pub fn grad_norm<'a>(params: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<Tensor> {
+/// Sums are taken in f32 or wider, whatever the kind of the gradients.
+pub fn grad_norm(params: &Params) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let mut norms = Vec::new();
-    for (_, param) in params {
-        let grad = param.f_grad()?;
-        if grad.defined() {
-            norms.push(grad.f_norm()?.f_to_kind(Kind::Double)?);
+    for param in params.trainable() {
+        if let Some(gradient) = param.gradient()? {
+            let norm = match gradient.f_kind()? {
+                Kind::Float | Kind::Double => gradient.f_norm()?,
+                _ => gradient.f_norm_scalaropt_dtype(2.0, Kind::Float)?,
+            };
+            norms.push(norm.f_to_kind(Kind::Double)?);
         }
     }
     if norms.is_empty() {
@@ -174,35 +227,21 @@ pub fn grad_norm<'a>(params: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Res
     Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }
 
-/// Scales all gradients so that a whole gradient of norm `norm` gets a norm of at most `max_norm`, as PyTorch's
-/// `clip_grad_norm_` does: by `max_norm / (norm + 1e-6)` where that is below 1.
-pub fn scale_gradients<'a>(
-    params: impl Iterator<Item = (&'a str, &'a Tensor)>,
-    norm: f64,
-    max_norm: f64,
-) -> Result<()> {
-    let factor = max_norm / (norm + 1e-6);
-    if factor >= 1.0 {
-        return Ok(());
-    }
-    let _guard = tch::no_grad_guard();
-    for (_, param) in params {
-        let mut grad = param.f_grad()?;
-        if grad.defined() {
-            let _ = grad.f_mul_scalar_(factor)?;
-        }
-    }
-    Ok(())
+/// What a whole gradient of norm `norm` is multiplied by so that its norm is at most `max_norm`, as PyTorch's
+/// `clip_grad_norm_` does: `max_norm / (norm + 1e-6)` where that is below 1, otherwise 1.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
 }
 
 /// The names of the parameters whose gradient is not finite; for messages, it reads from the device.
-pub fn non_finite_gradients<'a>(params: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<Vec<String>> {
+pub fn non_finite_gradients(params: &Params) -> Result<Vec<String>> {
     let _guard = tch::no_grad_guard();
     let mut names = Vec::new();
-    for (name, param) in params {
-        let grad = param.f_grad()?;
-        if grad.defined() && grad.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            names.push(name.to_owned());
+    for param in params.trainable() {
+        if let Some(gradient) = param.gradient()?
+            && gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0
+        {
+            names.push(param.name().to_owned());
         }
     }
     Ok(names)
@@ -214,23 +253,33 @@ mod tests {
 
     const LR: [f64; 5] = [0.1, 0.05, 0.2, 0.0, 0.01];
 
-    fn leaf(values: &[f64], size: &[i64], kind: Kind) -> Tensor {
-        Tensor::from_slice(values)
-            .to_kind(kind)
-            .view(size)
-            .set_requires_grad(true)
+    fn tensor(values: &[f64], size: &[i64], kind: Kind) -> Tensor {
+        Tensor::from_slice(values).to_kind(kind).view(size)
     }
 
-    /// Leaves `g` as the gradient of `param`.
-    fn set_gradient(param: &Tensor, g: &[f64]) {
-        let g = Tensor::from_slice(g)
-            .to_kind(param.kind())
-            .view(param.size().as_slice());
-        (param * g).sum(None::<Kind>).backward();
+    fn params<const N: usize>(entries: [(&str, &[f64], &[i64]); N], kind: Kind) -> Params {
+        let entries = entries.map(|(name, values, size)| (name.to_owned(), tensor(values, size, kind)));
+        Params::new(entries.into()).unwrap()
     }
 
-    fn values(tensor: &Tensor) -> Vec<f64> {
+    /// Leaves `g` as the gradient of a parameter.
+    fn set_gradient(params: &Params, name: &str, g: &[f64]) {
+        let leaf = params.trainable().find(|param| param.name() == name).unwrap().value();
+        let g = tensor(g, &leaf.size(), leaf.kind());
+        (leaf * g).sum(None::<Kind>).backward();
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f64> {
         Vec::try_from(tensor.detach().to_kind(Kind::Double).view(-1)).unwrap()
+    }
+
+    fn values(params: &Params, name: &str) -> Vec<f64> {
+        flat(params.get(name).unwrap())
+    }
+
+    fn gradient_of(params: &Params, name: &str) -> Vec<f64> {
+        let param = params.trainable().find(|param| param.name() == name).unwrap();
+        flat(&param.gradient().unwrap().unwrap())
     }
 
     fn gradient(i: usize, step: usize) -> f64 {
@@ -255,19 +304,18 @@ mod tests {
         start.iter().enumerate().map(run).collect()
     }
 
-    fn run(kind: Kind) -> (Vec<f64>, Vec<f64>) {
-        let (matrix, vector) = (
-            leaf(&[1.0, -2.0, 0.5, 3.0], &[2, 2], kind),
-            leaf(&[1.0, -1.0], &[2], kind),
+    fn run(kind: Kind) -> Params {
+        let params = params(
+            [("w", &[1.0, -2.0, 0.5, 3.0], &[2, 2]), ("b", &[1.0, -1.0], &[2])],
+            kind,
         );
-        let params = || [("w", &matrix), ("b", &vector)].into_iter();
-        let mut optimizer = AdamW::new(params(), (0.9, 0.99), 1e-8, 0.1).unwrap();
+        let mut optimizer = AdamW::new(&params, (0.9, 0.99), 1e-8, 0.1).unwrap();
         for (step, &lr) in LR.iter().enumerate() {
-            set_gradient(&matrix, &[0, 1, 2, 3].map(|i| gradient(i, step)));
-            set_gradient(&vector, &[0, 1].map(|i| gradient(i, step)));
-            optimizer.step(params(), lr).unwrap();
+            set_gradient(&params, "w", &[0, 1, 2, 3].map(|i| gradient(i, step)));
+            set_gradient(&params, "b", &[0, 1].map(|i| gradient(i, step)));
+            optimizer.step(&params, lr, 1.0).unwrap();
         }
-        (values(&matrix), values(&vector))
+        params
     }
 
     fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
@@ -280,40 +328,110 @@ mod tests {
         tch::set_num_threads(1);
         let matrix = by_hand(&[1.0, -2.0, 0.5, 3.0], 0.1, (0.9, 0.99), 1e-8);
         let vector = by_hand(&[1.0, -1.0], 0.0, (0.9, 0.99), 1e-8);
-        for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-6)] {
-            let (found_matrix, found_vector) = run(kind);
+        // The gradients are multiples of 1/4 and exact in bf16, so masters move as f32 weights do.
+        for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-6), (Kind::BFloat16, 1e-6)] {
+            let params = run(kind);
+            for (name, expected) in [("w", &matrix), ("b", &vector)] {
+                let found = values(&params, name);
+                assert!(
+                    largest_difference(&found, expected) < tolerance,
+                    "{found:?} != {expected:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_narrow_leaf_is_its_rounded_master_and_small_updates_are_not_lost() {
+        let params = params([("w", &[256.0], &[1, 1])], Kind::BFloat16);
+        let mut optimizer = AdamW::new(&params, (0.0, 0.0), 1e-8, 0.0).unwrap();
+        let leaf = params.trainable().next().unwrap().value().shallow_clone();
+        // Steps of 1/4, where bf16 at 256 has steps of 1 below and 2 above.
+        for (step, rounded) in [(1, 256.0), (2, 255.5), (3, 255.0), (4, 255.0), (8, 254.0)] {
+            while optimizer.step_count() < step {
+                set_gradient(&params, "w", &[1.0]);
+                optimizer.step(&params, 0.25, 1.0).unwrap();
+            }
+            let master = values(&params, "w")[0];
+            assert!((master - (256.0 - 0.25 * step as f64)).abs() < 1e-4, "{master}");
+            let leaf = flat(&leaf)[0];
             assert!(
-                largest_difference(&found_matrix, &matrix) < tolerance,
-                "{found_matrix:?} != {matrix:?}"
-            );
-            assert!(
-                largest_difference(&found_vector, &vector) < tolerance,
-                "{found_vector:?} != {vector:?}"
+                (leaf - rounded).abs() <= 0.5 && (leaf - master).abs() <= 0.5,
+                "{leaf} for {master}"
             );
         }
+        assert_eq!(leaf.kind(), Kind::BFloat16);
+    }
+
+    #[test]
+    fn gradients_of_micro_batches_are_summed_in_f32() {
+        let params = params([("w", &[0.0, 0.0], &[2])], Kind::BFloat16);
+        // In bf16, 256 + 1/2 is 256 and stays so.
+        set_gradient(&params, "w", &[256.0, 1.0]);
+        params.sum_gradients().unwrap();
+        for _ in 0..4 {
+            set_gradient(&params, "w", &[0.5, 1.0]);
+            params.sum_gradients().unwrap();
+        }
+        // One that nobody added is counted, too.
+        set_gradient(&params, "w", &[0.5, 1.0]);
+        assert!(largest_difference(&gradient_of(&params, "w"), &[258.5, 6.0]) < 1e-6);
+        let norm = grad_norm(&params).unwrap().double_value(&[]);
+        assert!((norm - 258.5_f64.hypot(6.0)).abs() < 1e-4, "{norm}");
+        AdamW::new(&params, (0.9, 0.99), 1e-8, 0.0)
+            .unwrap()
+            .step(&params, 0.1, 1.0)
+            .unwrap();
+        assert!(largest_difference(&gradient_of(&params, "w"), &[0.0, 0.0]) < 1e-12);
+        params.zero_grad().unwrap();
+    }
+
+    #[test]
+    fn the_norm_of_narrow_gradients_is_not_rounded() {
+        let ones = vec![1.0; 1000];
+        let params = params([("w", &ones, &[1000])], Kind::BFloat16);
+        set_gradient(&params, "w", &ones);
+        let norm = grad_norm(&params).unwrap().double_value(&[]);
+        assert!((norm - 1000_f64.sqrt()).abs() < 1e-4, "{norm}");
+    }
+
+    #[test]
+    fn a_gradient_longer_than_a_piece_is_used_whole() {
+        let n = PIECE as usize + 3;
+        let start = vec![1.0; n];
+        let g: Vec<f64> = (0..n).map(|i| gradient(i, 0)).collect();
+        let after = |kind| {
+            let params = params([("w", &start, &[n as i64])], kind);
+            set_gradient(&params, "w", &g);
+            AdamW::new(&params, (0.9, 0.99), 1e-2, 0.0)
+                .unwrap()
+                .step(&params, 0.1, 0.5)
+                .unwrap();
+            values(&params, "w")
+        };
+        assert!(largest_difference(&after(Kind::BFloat16), &after(Kind::Float)) < 1e-7);
     }
 
     #[test]
     fn a_restored_state_continues_bit_for_bit() {
         tch::set_num_threads(1);
-        let param = leaf(&[1.0, -2.0, 0.5, 3.0], &[2, 2], Kind::Float);
-        let params = || [("w", &param)].into_iter();
-        let mut first = AdamW::new(params(), (0.9, 0.99), 1e-8, 0.1).unwrap();
-        set_gradient(&param, &[1.0, 2.0, 3.0, 4.0]);
-        first.step(params(), 0.1).unwrap();
+        let of = |values: &[f64]| params([("w", values, &[2, 2])], Kind::Float);
+        let param = of(&[1.0, -2.0, 0.5, 3.0]);
+        let mut first = AdamW::new(&param, (0.9, 0.99), 1e-8, 0.1).unwrap();
+        set_gradient(&param, "w", &[1.0, 2.0, 3.0, 4.0]);
+        first.step(&param, 0.1, 1.0).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let paths = ["a", "b", "c"].map(|name| folder.path().join(name));
         first.save(&paths[0]).unwrap();
-        let copy = leaf(&values(&param), &[2, 2], Kind::Float);
-        let copies = || [("w", &copy)].into_iter();
-        let mut second = AdamW::new(copies(), (0.9, 0.99), 1e-8, 0.1).unwrap();
+        let copy = of(&values(&param, "w"));
+        let mut second = AdamW::new(&copy, (0.9, 0.99), 1e-8, 0.1).unwrap();
         second.load(&paths[0]).unwrap();
         assert_eq!(second.step_count(), 1);
         for (optimizer, param) in [(&mut first, &param), (&mut second, &copy)] {
-            set_gradient(param, &[0.3, -0.1, 0.0, 2.0]);
-            optimizer.step([("w", param)].into_iter(), 0.1).unwrap();
+            set_gradient(param, "w", &[0.3, -0.1, 0.0, 2.0]);
+            optimizer.step(param, 0.1, 1.0).unwrap();
         }
-        let bits = |tensor| values(tensor).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let bits = |params| values(params, "w").iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&param), bits(&copy));
         first.save(&paths[1]).unwrap();
         second.save(&paths[2]).unwrap();
@@ -322,49 +440,62 @@ mod tests {
 
     #[test]
     fn a_state_of_other_parameters_is_refused() {
-        let (param, other) = (
-            leaf(&[1.0; 4], &[2, 2], Kind::Float),
-            leaf(&[1.0; 4], &[4], Kind::Float),
-        );
-        let state = |name, tensor| AdamW::new([(name, tensor)].into_iter(), (0.9, 0.99), 1e-8, 0.0).unwrap();
+        let state = |name, size: &[i64]| {
+            let params = params([(name, &[1.0; 4], size)], Kind::Float);
+            AdamW::new(&params, (0.9, 0.99), 1e-8, 0.0).unwrap()
+        };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
-        state("w", &param).save(&path).unwrap();
+        state("w", &[2, 2]).save(&path).unwrap();
         let refused = |mut own: AdamW| own.load(&path).unwrap_err().to_string();
-        assert!(refused(state("v", &param)).contains("`v.exp_avg`: missing"));
-        assert!(refused(state("w", &other)).contains("expected [4] Float, got [2, 2] Float"));
-        let none = AdamW::new(std::iter::empty(), (0.9, 0.99), 1e-8, 0.0).unwrap();
+        assert!(refused(state("v", &[2, 2])).contains("`v.exp_avg`: missing"));
+        assert!(refused(state("w", &[4])).contains("expected [4] Float, got [2, 2] Float"));
+        let none = AdamW::new(&Params::new(Vec::new()).unwrap(), (0.9, 0.99), 1e-8, 0.0).unwrap();
         assert!(refused(none).contains("`w.exp_avg`: no parameter"));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(refused(state("w", &param)).contains("optimizer.safetensors"));
+        assert!(refused(state("w", &[2, 2])).contains("optimizer.safetensors"));
+        let other = |name| params([(name, &[1.0; 4], &[4])], Kind::Float);
+        let error = state("w", &[4]).step(&other("v"), 0.1, 1.0).unwrap_err().to_string();
+        assert!(error.contains("expected parameter `w`, got `v`"), "{error}");
+        let none = Params::new(Vec::new()).unwrap();
+        let error = state("w", &[4]).step(&none, 0.1, 1.0).unwrap_err().to_string();
+        assert!(error.contains("expected 1 trained parameters, got 0"), "{error}");
     }
 
     #[test]
-    fn gradients_are_scaled_to_the_norm_and_no_further() {
-        let (a, b) = (leaf(&[0.0], &[1], Kind::Double), leaf(&[0.0, 0.0], &[2], Kind::Double));
-        let params = || [("a", &a), ("b", &b)].into_iter();
-        assert!(grad_norm(params()).is_err());
-        set_gradient(&a, &[3.0]);
-        set_gradient(&b, &[0.0, 4.0]);
-        let norm = grad_norm(params()).unwrap().double_value(&[]);
+    fn clipping_scales_to_the_norm_and_no_further() {
+        let params = params([("a", &[0.0], &[1]), ("b", &[0.0, 0.0], &[2])], Kind::Double);
+        assert!(grad_norm(&params).is_err());
+        set_gradient(&params, "a", &[3.0]);
+        set_gradient(&params, "b", &[0.0, 4.0]);
+        let norm = grad_norm(&params).unwrap().double_value(&[]);
         assert!((norm - 5.0).abs() < 1e-12);
-        scale_gradients(params(), norm, 10.0).unwrap();
-        assert!(largest_difference(&values(&b.grad()), &[0.0, 4.0]) < 1e-12);
-        scale_gradients(params(), norm, 1.0).unwrap();
-        assert!(largest_difference(&values(&b.grad()), &[0.0, 0.8]) < 1e-6);
-        assert!(largest_difference(&values(&a.grad()), &[0.6]) < 1e-6);
-        assert!(non_finite_gradients(params()).unwrap().is_empty());
-        set_gradient(&b, &[f64::NAN, 0.0]);
-        assert_eq!(non_finite_gradients(params()).unwrap(), ["b"]);
-        assert!(grad_norm(params()).unwrap().double_value(&[]).is_nan());
+        assert_eq!(clip_scale(norm, 10.0).to_bits(), 1.0_f64.to_bits());
+        assert!((clip_scale(norm, 1.0) - 0.2).abs() < 1e-6);
+        assert!(clip_scale(0.0, 1.0) <= 1.0);
+        // The first update is lr·m/(sqrt(v)/r + eps) with m and sqrt(v) in proportion to the scaled gradient.
+        let mut optimizer = AdamW::new(&params, (0.0, 0.0), 1.0, 0.0).unwrap();
+        optimizer.step(&params, 1.0, 0.2).unwrap();
+        assert!(largest_difference(&values(&params, "a"), &[-0.6 / 1.6]) < 1e-12);
+        assert!(largest_difference(&values(&params, "b"), &[0.0, -0.8 / 1.8]) < 1e-12);
+    }
+
+    #[test]
+    fn gradients_that_are_not_finite_are_named() {
+        let params = params([("a", &[0.0], &[1]), ("b", &[0.0, 0.0], &[2])], Kind::Double);
+        set_gradient(&params, "a", &[3.0]);
+        assert!(non_finite_gradients(&params).unwrap().is_empty());
+        set_gradient(&params, "b", &[f64::NAN, 0.0]);
+        assert_eq!(non_finite_gradients(&params).unwrap(), ["b"]);
+        assert!(grad_norm(&params).unwrap().double_value(&[]).is_nan());
     }
 
     #[test]
     fn a_missing_gradient_counts_as_zero() {
-        let param = leaf(&[1.0, 2.0], &[1, 2], Kind::Double);
-        let mut optimizer = AdamW::new([("w", &param)].into_iter(), (0.9, 0.99), 1e-8, 0.5).unwrap();
-        optimizer.step([("w", &param)].into_iter(), 0.1).unwrap();
-        assert!(largest_difference(&values(&param), &[0.95, 1.9]) < 1e-12);
+        let params = params([("w", &[1.0, 2.0], &[1, 2])], Kind::Double);
+        let mut optimizer = AdamW::new(&params, (0.9, 0.99), 1e-8, 0.5).unwrap();
+        optimizer.step(&params, 0.1, 1.0).unwrap();
+        assert!(largest_difference(&values(&params, "w"), &[0.95, 1.9]) < 1e-12);
     }
 }

@@ -1,0 +1,341 @@
+//! Files of the states below what is trained, made once and read in every epoch.
+//!
+//! ```text
+//! length of the header   8 bytes, little-endian
+//! header                 JSON: see Header
+//! states                 example after example, token after token, D numbers each, little-endian
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+use unsay_data::{Batch, Encoded};
+use unsay_model::{Params, Trunk, files};
+
+use crate::error::{Error, Result};
+use crate::examples::hex;
+use crate::objective::micro_batches;
+
+const VERSION: u32 = 1;
+
+/// No header is longer: it holds a few hashes and numbers.
+const LONGEST_HEADER: u64 = 1 << 16;
+
+/// So many tokens, padding included, go through the model at once while a file is made.
+const PASS_TOKENS: usize = 1 << 12;
+
+/// So many tokens wait in memory to be written in the order of the examples.
+const WAITING_TOKENS: usize = 1 << 15;
+
+/// The states of every token of a list of encoded examples after the lowest blocks of a model, in a file.
+///
+/// Training that leaves those blocks as they are starts from here. Labels and the split into prompt and completion
+/// do not enter, so losses, seeds and arms share a file.
+#[derive(Debug)]
+pub struct PrefixStates {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    kind: Kind,
+    /// Where each example's states begin, and last the end of the file.
+    offsets: Vec<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    version: u32,
+    /// Of the description, the precision and the weights up to here.
+    model: String,
+    n_blocks: usize,
+    width: usize,
+    kind: String,
+    n_examples: usize,
+    /// Of the token ids of all examples.
+    tokens: String,
+}
+
+impl PrefixStates {
+    /// Makes the file for the lowest `n_frozen` blocks of a model. `progress` hears how many examples are done; when
+    /// `stop` says so the file is not made, and the answer is false.
+    ///
+    /// Memory is bounded whatever the number of examples. The file is there whole or not at all.
+    ///
+    /// **Errors**: [`Error::Data`] for examples that the model cannot read or when there are none; those of the
+    /// model; those of the file system.
+    pub fn write(
+        path: &Path,
+        (trunk, params): (&Trunk, &Params),
+        n_frozen: usize,
+        encoded: &[Encoded],
+        progress: &mut dyn FnMut(usize),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        if encoded.is_empty() {
+            return Err(Error::Data("no examples to make states of".into()));
+        }
+        let kind = trunk.kind()?;
+        let header = Header {
+            version: VERSION,
+            model: model_hash(trunk, params, n_frozen)?,
+            n_blocks: n_frozen,
+            width: trunk.config().hidden_size,
+            kind: name(kind)?.to_owned(),
+            n_examples: encoded.len(),
+            tokens: tokens_hash(encoded),
+        };
+        let mut text = serde_json::to_vec(&header).map_err(|e| Error::io(path)(e.into()))?;
+        text.resize(text.len().next_multiple_of(8), b' ');
+        // The closure below speaks of the file alone; what else happens in it is kept here.
+        let mut ended = Ok(true);
+        let written = files::write_atomic(path, |out| {
+            out.write_all(&(text.len() as u64).to_le_bytes())?;
+            out.write_all(&text)?;
+            let mut done = 0;
+            for waiting in windows(encoded) {
+                if stop() {
+                    ended = Ok(false);
+                    return Err(io::Error::other("stopped"));
+                }
+                let rows = match states_of(trunk, n_frozen, waiting) {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        ended = Err(error);
+                        return Err(io::Error::other("no states"));
+                    }
+                };
+                rows.iter().try_for_each(|row| out.write_all(row))?;
+                done += waiting.len();
+                progress(done);
+            }
+            Ok(())
+        });
+        match ended {
+            Ok(true) => Ok(written.map(|()| true)?),
+            ended => ended,
+        }
+    }
+
+    /// Opens a file that was made of these examples.
+    ///
+    /// **Errors**: [`Error::States`] for one that was made of others, is cut short, or is something else.
+    pub fn open(path: &Path, encoded: &[Encoded]) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        let foreign = |what: String| Error::states(path, format!("not a file of states: {what}"));
+        let mut prefix = [0; 8];
+        if length < 8 {
+            return Err(foreign(format!("{length} bytes long")));
+        }
+        file.read_exact(&mut prefix).map_err(Error::io(path))?;
+        let header_length = u64::from_le_bytes(prefix);
+        if header_length > LONGEST_HEADER || header_length > length - 8 {
+            return Err(foreign(format!(
+                "a header of {header_length} bytes in a file of {length}"
+            )));
+        }
+        let mut text = vec![0; header_length as usize];
+        file.read_exact(&mut text).map_err(Error::io(path))?;
+        let header: Header = serde_json::from_slice(&text).map_err(|e| foreign(format!("header: {e}")))?;
+        if header.version != VERSION {
+            return Err(Error::states(
+                path,
+                format!(
+                    "expected version {VERSION}, got {}\nhint: remove it and make it again",
+                    header.version
+                ),
+            ));
+        }
+        let kind = kind(&header.kind).ok_or_else(|| foreign(format!("kind `{}`", header.kind)))?;
+        let row = (header.width as u64).saturating_mul(kind.elt_size_in_bytes() as u64);
+        let mut offsets = vec![8 + header_length];
+        for one in encoded {
+            let last = offsets.last().copied().unwrap_or(0);
+            offsets.push(last.saturating_add((one.ids.len() as u64).saturating_mul(row)));
+        }
+        let states = Self {
+            path: path.to_owned(),
+            file,
+            header,
+            kind,
+            offsets,
+        };
+        states.check_examples(encoded)?;
+        let expected = states.offsets.last().copied().unwrap_or(0);
+        if expected != length {
+            let cut = if length < expected { "; it is cut short" } else { "" };
+            return Err(Error::states(
+                path,
+                format!("expected {expected} bytes, got {length}{cut}\nhint: remove it and make it again"),
+            ));
+        }
+        Ok(states)
+    }
+
+    /// How many blocks the states have been through.
+    pub fn n_blocks(&self) -> usize {
+        self.header.n_blocks
+    }
+
+    /// Words that differ when states differ.
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "{} blocks of {} {}",
+            self.header.n_blocks, self.header.model, self.header.tokens
+        )
+    }
+
+    /// Refuses other examples than those the file was made of.
+    pub(crate) fn check_examples(&self, encoded: &[Encoded]) -> Result<()> {
+        let (expected, got) = (encoded.len(), self.header.n_examples);
+        if expected != got {
+            return Err(self.foreign(format!("expected the states of {expected} examples, got {got}")));
+        }
+        match tokens_hash(encoded) == self.header.tokens {
+            true => Ok(()),
+            false => Err(self.foreign("made of other tokens than those of the examples".to_owned())),
+        }
+    }
+
+    /// Refuses a model that is another one below, or that trains there. `known` are hashes found before.
+    pub(crate) fn check_model(
+        &self,
+        trunk: &Trunk,
+        params: &Params,
+        n_frozen: usize,
+        known: &mut Vec<(usize, String)>,
+    ) -> Result<()> {
+        let n_blocks = self.header.n_blocks;
+        if n_blocks > n_frozen {
+            let got = format!("expected states of at most {n_frozen} blocks, which are not trained, got {n_blocks}");
+            return Err(self.foreign(got));
+        }
+        let (expected, found) = (name(trunk.kind()?)?, &self.header.kind);
+        if expected != found {
+            return Err(self.foreign(format!("expected {expected}, as the model computes, got {found}")));
+        }
+        let model = match known.iter().find(|(blocks, _)| *blocks == n_blocks) {
+            Some((_, model)) => model.clone(),
+            None => {
+                let model = model_hash(trunk, params, n_blocks)?;
+                known.push((n_blocks, model.clone()));
+                model
+            }
+        };
+        match model == self.header.model {
+            true => Ok(()),
+            false => Err(self.foreign("made of a model with other weights".to_owned())),
+        }
+    }
+
+    /// The states [B, T, D] of one example of each pair, padded on the right with zeros.
+    pub(crate) fn read(examples: &[(&Self, usize)]) -> Result<Tensor> {
+        let Some((first, _)) = examples.first() else {
+            return Err(Error::Data("a batch without examples".into()));
+        };
+        let (kind, width) = (first.kind, first.header.width);
+        let row = width * kind.elt_size_in_bytes();
+        let mut spans = Vec::with_capacity(examples.len());
+        for (states, index) in examples {
+            let Some(&[start, end]) = states.offsets.get(*index..*index + 2) else {
+                return Err(states.foreign(format!("no example {index}")));
+            };
+            spans.push((start, (end - start) as usize));
+        }
+        let longest = spans.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        let mut bytes = vec![0; longest * examples.len()];
+        for ((slot, (states, _)), (start, n)) in bytes.chunks_exact_mut(longest.max(1)).zip(examples).zip(spans) {
+            let mut file = &states.file;
+            file.seek(SeekFrom::Start(start))
+                .and_then(|_| file.read_exact(&mut slot[..n]))
+                .map_err(Error::io(&states.path))?;
+        }
+        let size = [examples.len(), longest / row.max(1), width].map(|n| n as i64);
+        Ok(Tensor::f_from_data_size(&bytes, &size, kind)?)
+    }
+
+    fn foreign(&self, what: String) -> Error {
+        Error::states(
+            &self.path,
+            format!("{what}\nhint: make the states again for this model and these examples"),
+        )
+    }
+}
+
+/// Neighbouring examples, at most so many tokens at a time (at least one example).
+fn windows(encoded: &[Encoded]) -> impl Iterator<Item = &[Encoded]> {
+    let mut rest = encoded;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fit = rest.iter().take_while(|one| {
+            tokens += one.ids.len();
+            tokens <= WAITING_TOKENS
+        });
+        let n = fit.count().max(1).min(rest.len());
+        let (window, others) = rest.split_at(n);
+        rest = others;
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// The bytes of each example's states.
+fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<Vec<u8>>> {
+    let lengths: Vec<usize> = encoded.iter().map(|one| one.ids.len()).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
+    let mut rows = vec![Vec::new(); encoded.len()];
+    for group in micro_batches(&lengths, (PASS_TOKENS / longest).max(1)) {
+        let picked: Vec<&Encoded> = group.iter().map(|&position| &encoded[position]).collect();
+        let batch = Batch::new(&picked)?;
+        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
+        let states = trunk.states_below(&ids, n_frozen)?.f_to(tch::Device::Cpu)?;
+        for (at, &position) in group.iter().enumerate() {
+            let own = states
+                .f_get(at as i64)?
+                .f_narrow(0, 0, lengths[position] as i64)?
+                .f_contiguous()?;
+            rows[position] = bytes_of(&own)?;
+        }
+    }
+    Ok(rows)
+}
+
+/// A hash of what decides the states: description, precision, weights.
+fn model_hash(trunk: &Trunk, params: &Params, n_blocks: usize) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(format!("{:?}\n{n_blocks}\n{:?}\n", trunk.config(), trunk.kind()?));
+    for param in params.below(n_blocks) {
+        hash.update(format!("{} {:?}\n", param.name(), param.value().size()));
+        hash.update(bytes_of(&param.value().f_detach()?.f_to(tch::Device::Cpu)?)?);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+fn tokens_hash(encoded: &[Encoded]) -> String {
+    let mut hash = Sha256::new();
+    for one in encoded {
+        hash.update((one.ids.len() as u64).to_le_bytes());
+        one.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    hex(&hash.finalize())
+}
+
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+const KINDS: [(&str, Kind); 3] = [("f32", Kind::Float), ("f64", Kind::Double), ("bf16", Kind::BFloat16)];
+
+fn kind(name: &str) -> Option<Kind> {
+    KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+}
+
+fn name(kind: Kind) -> Result<&'static str> {
+    let found = KINDS.iter().find(|(_, known)| *known == kind).map(|(name, _)| *name);
+    found.ok_or_else(|| Error::Data(format!("states of {kind:?} cannot be stored")))
+}
