@@ -35,7 +35,8 @@ pub(super) fn convert(
     environment: &[(OsString, OsString)],
     say: &mut dyn FnMut(&str),
 ) -> Result<Tried> {
-    let names: Vec<&str> = model.packages.iter().filter_map(|p| p.split(';').next()).collect();
+    let mut names: Vec<&str> = model.packages.iter().filter_map(|p| p.split("==").next()).collect();
+    names.dedup();
     say(&format!("getting {} for this once", names.join(", ")));
     let packages = temporary.join("packages");
     let quiet = ["--quiet", "--no-deps", "--no-input", "--only-binary=:all:"];

@@ -118,7 +118,6 @@ def make_config(keys, n_tokens, names):
         "mlp_bias": False,
         "bos_token_id": keys.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": keys.need("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": keys.get("tokenizer.ggml.padding_token_id"),
         "torch_dtype": "float32",
     }
 
@@ -256,7 +255,9 @@ def page(keys, name, provenance):
     return (
         f"---\nlicense: {licence}\n---\n\n# {name}\n\nMade from a GGUF file by unsay: {provenance}.\n\n"
         "The quantised weights were expanded to float32; nothing was trained, and what the quantisation lost\n"
-        "is not restored. Tokenizer, chat template and special tokens are those of the file.\n\n"
+        "is not restored. Tokenizer, chat template and special tokens are those of the file. The padding token is in\n"
+        "generation_config.json and tokenizer_config.json, not in config.json: there it would take the token's row\n"
+        "out of the embedding's gradient when transformers trains, also where the same token ends a turn.\n\n"
         f"Author of the model: {author}. Licence: {licence}.\n"
     )
 
@@ -283,7 +284,10 @@ def convert(source, folder, name, provenance):
     print(f"expanding {n_weights / 1e6:.0f} million weights to {n_weights * 4 / 1e6:.0f} MB", flush=True)
     write_weights(os.path.join(folder, "model.safetensors"), reader, config)
     write_json(folder, "config.json", config, indent=2)
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # Not in config.json: there it makes transformers leave the token's row out of the embedding's gradient, and
+    # chat models often pad with the token that ends a turn, which must be learnt.
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    ids["pad_token_id"] = keys.get("tokenizer.ggml.padding_token_id")
     write_json(folder, "generation_config.json", ids, indent=2)
     write_json(folder, "tokenizer.json", tokenizer)
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False, **roles}
