@@ -428,6 +428,7 @@ fn the_normal_form_comes_back() {
         completion: completion.into(),
         label,
         seen_prompt: id == "1",
+        messages: Vec::new(),
     };
     let examples = [
         example("1", "x", Label::Positive),

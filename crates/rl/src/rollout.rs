@@ -43,11 +43,11 @@ pub struct Rollout {
     pub prompt: usize,
     /// Which sample of that prompt.
     pub sample: usize,
-    /// As text.
+    /// As text, without special tokens.
     pub completion: String,
-    /// As token ids, without the end-of-sequence token.
+    /// As token ids, without the end token.
     pub ids: Vec<u32>,
-    /// Log-probability of each token under the model at temperature 1, end-of-sequence included when it ended.
+    /// Log-probability of each token under the model at temperature 1, the end token included when it ended.
     pub logps: Vec<f32>,
     /// True when the model ended it itself.
     pub finished: bool,
@@ -77,7 +77,7 @@ pub fn rollout(
     let mut rows = Vec::with_capacity(prompts.len() * n_samples);
     let mut draws = Vec::with_capacity(rows.capacity());
     for (position, example) in prompts.iter().enumerate() {
-        let ids = encode_prompt(tokenizer, &example.prompt, limits)?;
+        let ids = encode_prompt(tokenizer, example, limits)?;
         for sample in 0..n_samples {
             rows.push(ids.clone());
             draws.push(Draws::new(seed, position, sample));
@@ -88,7 +88,7 @@ pub fn rollout(
         decoder,
         &rows,
         &settings.sampling,
-        &[Tokenizer::EOS],
+        tokenizer.ends(),
         settings.batch,
         &mut draw,
         progress,

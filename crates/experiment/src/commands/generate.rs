@@ -129,6 +129,7 @@ fn speak(
         completion: String::new(),
         label: Label::Unlabelled,
         seen_prompt: false,
+        messages: Vec::new(),
     };
     let width = voices.iter().map(|v| v.arm.chars().count()).max().unwrap_or(0);
     let mut out = format!("> {}\n", prompt.replace('\n', "\n> "));

@@ -256,6 +256,7 @@ fn samples(speaker: &Speaker<'_>, prompts: &[String], sampling: &Sampling) -> Re
         completion: String::new(),
         label: Label::Unlabelled,
         seen_prompt: false,
+        messages: Vec::new(),
     };
     let examples: Vec<Example> = prompts.iter().enumerate().map(example).collect();
     let replies = speaker.replies("samples", &examples, sampling, false)?;
