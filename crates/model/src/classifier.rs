@@ -6,12 +6,13 @@ use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::arch::Spec;
-use crate::decoder::{CONFIG, WEIGHTS, save};
+use crate::decoder::{save, wanted};
 use crate::hf::{self, ModelClass};
 use crate::linear::linear;
 use crate::logps::wide;
+use crate::shards;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Precision, Result, Trained, init, weights};
+use crate::{Config, Decoder, Error, Params, Precision, Result, Trained, init};
 
 const SCORE: &str = "score.weight";
 
@@ -46,10 +47,10 @@ impl SequenceClassifier {
 
     /// Reads a Hugging Face folder.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let config = hf::read(&dir.join(CONFIG), ModelClass::SequenceClassification)?;
-        let mut expected = config.architecture.form().tensors(&config);
-        expected.push(Spec::matrix(SCORE, 1, config.hidden_size));
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
+        let config = hf::read(dir, ModelClass::SequenceClassification)?;
+        let mut wanted = wanted(&config);
+        wanted.tensors.push(Spec::matrix(SCORE, 1, config.hidden_size));
+        let entries = shards::read(dir, &wanted, None, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 
@@ -59,12 +60,21 @@ impl SequenceClassifier {
         if self.config().pad_token_id.is_none() {
             return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
         }
-        save(dir, self.config(), &self.params, ModelClass::SequenceClassification)
+        save(
+            dir,
+            self.config(),
+            &self.params,
+            ModelClass::SequenceClassification,
+            None,
+        )
     }
 
     /// The same classifier computing in another precision; see [`Decoder::with_precision`].
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
         precision.check(self.device())?;
+        if self.params.is_of(precision.kind())? {
+            return Ok(self);
+        }
         let Self { trunk, params, .. } = self;
         Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::arch::{Architecture, Llama};
-use crate::{Error, Result};
+use crate::{Activation, Error, Result, RopeScaling};
 
 /// The part of a model's description that an experiment chooses; the vocabulary comes from the
 /// tokenizer and the positions from the data's limits.
@@ -46,6 +46,10 @@ pub struct Config {
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How those frequencies are scaled.
+    pub rope_scaling: RopeScaling,
+    /// The function in the feed-forward blocks.
+    pub activation: Activation,
     /// Added to the mean square or the variance in norms.
     pub norm_eps: f64,
     /// Whether the output embedding is the input embedding.
@@ -54,7 +58,8 @@ pub struct Config {
     pub initializer_range: f64,
     /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end one. In the file this is `eos_token_id`: a number for one, a list for several.
+    /// Tokens that end one. In the file this is `eos_token_id`: a number for one, a list for several. Files name
+    /// tokens that are not in the vocabulary; generation refuses such an end, nothing else asks for it.
     pub eos_token_ids: Vec<u32>,
     /// Token that fills one up.
     pub pad_token_id: Option<u32>,
@@ -89,6 +94,8 @@ impl Config {
             head_dim: size.hidden_size.checked_div(size.num_attention_heads).unwrap_or(0),
             max_position_embeddings,
             rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::Default,
+            activation: Activation::Silu,
             norm_eps: 1e-5,
             tie_word_embeddings: true,
             initializer_range: 0.02,
@@ -152,16 +159,11 @@ impl Config {
                 return Some(format!("`{name}`: expected {low:e} to {high:e}, got {got}"));
             }
         }
-        let ends = self.eos_token_ids.iter().map(|&id| ("eos_token_id", id));
-        let others = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)];
-        let others = others.into_iter().filter_map(|(name, id)| Some((name, id?)));
-        for (name, id) in others.chain(ends) {
-            if id as usize >= self.vocab_size {
-                return Some(format!(
-                    "`{name}`: expected below `vocab_size` {}, got {id}",
-                    self.vocab_size
-                ));
-            }
+        if let Some(id) = self.pad_token_id.filter(|&id| id as usize >= self.vocab_size) {
+            return Some(format!(
+                "`pad_token_id`: expected below `vocab_size` {}, got {id}",
+                self.vocab_size
+            ));
         }
         self.architecture.form().problem(self)
     }
@@ -196,7 +198,7 @@ mod tests {
             ("head_dim", |c| c.head_dim = 0),
             ("rope_theta", |c| c.rope_theta = 0.0),
             ("norm_eps", |c| c.norm_eps = f64::NAN),
-            ("eos_token_id", |c| c.eos_token_ids = vec![2, 30]),
+            ("pad_token_id", |c| c.pad_token_id = Some(30)),
             ("max_position_embeddings", |c| c.max_position_embeddings = 0),
         ];
         for (name, change) in broken {

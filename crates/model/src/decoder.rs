@@ -7,13 +7,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::arch::Spec;
 use crate::hf::{self, ModelClass};
-use crate::logps::wide;
+use crate::shards::{self, LARGEST_SHARD, Wanted};
 use crate::trunk::Trunk;
-use crate::{Config, Error, Params, Precision, Result, Trained, init, weights};
+use crate::{Config, Error, Params, Precision, Result, Trained, init};
 
-/// File names of a model folder.
+/// The file of a model folder that says what the model is.
 pub(crate) const CONFIG: &str = "config.json";
-pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 const HEAD: &str = "lm_head.weight";
 
@@ -39,9 +38,7 @@ impl Decoder {
     /// The same in f32 or f64.
     pub fn init_kind(config: &Config, rng: &mut impl Rng, device: Device, kind: Kind) -> Result<Self> {
         config.check()?;
-        if !matches!(kind, Kind::Float | Kind::Double) {
-            return Err(Error::input("kind of weights", "Float or Double", format!("{kind:?}")));
-        }
+        check_kind(kind)?;
         let mut entries = Vec::new();
         for spec in expected(config) {
             let tensor = init::initial(config, &spec, rng, kind)?.f_to(device)?;
@@ -50,17 +47,52 @@ impl Decoder {
         Self::assemble(config, Params::new(entries)?)
     }
 
-    /// Reads a Hugging Face folder. Half-precision weights become f32; f64 stays.
+    /// Reads a Hugging Face folder of any architecture, in one file or in shards. Half-precision weights become
+    /// f32; f64 stays. Nothing is allocated that the folder's files do not hold.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let config = hf::read(&dir.join(CONFIG), ModelClass::CausalLm)?;
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected(&config), device)?;
+        Self::load_as(dir, device, None)
+    }
+
+    /// The same in f32 or f64, whatever is stored.
+    pub fn load_kind(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
+        check_kind(kind)?;
+        Self::load_as(dir, device, Some(kind))
+    }
+
+    fn load_as(dir: &Path, device: Device, kind: Option<Kind>) -> Result<Self> {
+        let config = hf::read(dir, ModelClass::CausalLm)?;
+        let mut wanted = wanted(&config);
+        wanted.tensors = expected(&config);
+        if config.tie_word_embeddings {
+            wanted.copy = Some((HEAD, config.architecture.form().embedding()));
+        }
+        let entries = shards::read(dir, &wanted, kind, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 
-    /// Writes a Hugging Face folder in f32, made if need be; each file is replaced whole or not at all, weights
-    /// before their description. A tied output embedding is stored once.
+    /// Writes a Hugging Face folder, made if need be; each file is replaced whole or not at all, weights
+    /// before their description. A tied output embedding is stored once; more than 5 GB go into shards. A model
+    /// that computes in bf16 is stored in f32.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        save(dir, self.config(), &self.params, ModelClass::CausalLm)
+        save(dir, self.config(), &self.params, ModelClass::CausalLm, None)
+    }
+
+    /// The same with the weights rounded to f32, bf16 or f16.
+    pub fn save_as(&self, dir: &Path, kind: Kind) -> Result<()> {
+        if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
+            let got = format!("{kind:?}");
+            return Err(Error::input("kind of stored weights", "Float, BFloat16 or Half", got));
+        }
+        save(dir, self.config(), &self.params, ModelClass::CausalLm, Some(kind))
+    }
+
+    /// The same model, rounding to f32 where transformers does whatever the kind of the weights: RMS norms,
+    /// rotary angles and, with `softmax` (its `eager` attention), the weights of attention. Only f64 models
+    /// show it; equality with transformers in f64 beyond seven digits needs it. Generation keeps its softmax.
+    #[must_use]
+    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
+        self.trunk.round_to_f32(softmax);
+        self
     }
 
     /// The same model computing in another precision. Trained weights are kept in f32 beside their rounded copies;
@@ -69,6 +101,9 @@ impl Decoder {
     /// **Errors**: those of [`Precision::check`]; [`Error::Input`] for bf16 from f64 weights.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
         precision.check(self.device())?;
+        if self.params.is_of(precision.kind())? {
+            return Ok(self);
+        }
         let Self { trunk, params, .. } = self;
         Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
     }
@@ -121,6 +156,18 @@ impl Decoder {
         self.trunk.hidden_with_mask(ids, real)
     }
 
+    /// The names of the linear maps in the blocks, such as `model.layers.0.self_attn.q_proj`, in order; their
+    /// weights are the parameters of that name with `.weight`.
+    pub fn linear_modules(&self) -> Vec<String> {
+        let form = self.config().architecture.form();
+        let of = |i| {
+            form.linears()
+                .iter()
+                .map(move |name| format!("{}{name}", form.block_prefix(i)))
+        };
+        (0..self.config().num_hidden_layers).flat_map(of).collect()
+    }
+
     /// The matrix [V, D] that turns a state into logits.
     pub fn output_embedding(&self) -> Tensor {
         self.head.as_ref().unwrap_or(&self.trunk.embedding).shallow_clone()
@@ -145,17 +192,40 @@ fn expected(config: &Config) -> Vec<Spec> {
     list
 }
 
+fn check_kind(kind: Kind) -> Result<()> {
+    if matches!(kind, Kind::Float | Kind::Double) {
+        return Ok(());
+    }
+    Err(Error::input("kind of weights", "Float or Double", format!("{kind:?}")))
+}
+
+/// What the folder of a trunk must and may hold.
+pub(crate) fn wanted(config: &Config) -> Wanted {
+    let form = config.architecture.form();
+    Wanted {
+        tensors: form.tensors(config),
+        prefix: form.prefix(),
+        buffers: form.buffers(config),
+        copy: None,
+    }
+}
+
 /// Shared with the classifier.
-pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelClass) -> Result<()> {
+pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelClass, kind: Option<Kind>) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    // What is frozen in bf16 has no other weights.
-    let wide = |(name, tensor): (&'_ str, &Tensor)| Ok((name.to_owned(), wide(tensor.shallow_clone())?));
-    let stored: Vec<(String, Tensor)> = params.iter().map(wide).collect::<Result<_>>()?;
-    weights::write(
-        &dir.join(WEIGHTS),
-        stored.iter().map(|(name, tensor)| (name.as_str(), tensor)),
-    )?;
-    let double = params.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
-    let dtype = if double { "float64" } else { "float32" };
+    let tensors: Vec<_> = params.iter().collect();
+    // What is frozen in bf16 has no weights in f32 beside.
+    let narrow = tensors
+        .iter()
+        .any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::BFloat16));
+    let stored = kind.or(narrow.then_some(Kind::Float));
+    shards::write(dir, &tensors, stored, LARGEST_SHARD)?;
+    let double = tensors.iter().any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::Double));
+    let dtype = match kind {
+        Some(Kind::BFloat16) => "bfloat16",
+        Some(Kind::Half) => "float16",
+        None if double => "float64",
+        _ => "float32",
+    };
     hf::write(&dir.join(CONFIG), config, class, dtype)
 }

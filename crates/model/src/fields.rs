@@ -3,6 +3,9 @@
 
 use serde_json::{Map, Value};
 
+/// What a block sees: everything before it, or a window of it.
+pub(crate) const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+
 /// The fields that nobody has asked for yet.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -21,7 +24,59 @@ impl Fields {
 
     /// A field of any type.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.map.remove(name).filter(|v| !v.is_null())
+        self.map.shift_remove(name).filter(|v| !v.is_null())
+    }
+
+    /// Whether a field is there without a value.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
+    /// Takes `sliding_window`, where null means none and absence the default.
+    pub(crate) fn window(&mut self, default: Option<usize>) -> Result<Option<usize>, String> {
+        if !self.map.contains_key("sliding_window") {
+            return Ok(default);
+        }
+        let null = self.is_null("sliding_window");
+        let window = self.size("sliding_window", Some(0))?;
+        Ok((!null).then_some(window))
+    }
+
+    /// Takes a number out of a field that is an object.
+    pub(crate) fn number_within(&mut self, object: &str, name: &str) -> Result<Option<f64>, String> {
+        let Some(Value::Object(inner)) = self.map.get_mut(object) else {
+            return Ok(None);
+        };
+        match inner.remove(name).filter(|v| !v.is_null()) {
+            None => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) => Ok(Some(number)),
+                None => Err(format!("`{object}.{name}`: expected a number, got {value}")),
+            },
+        }
+    }
+
+    /// Takes `layer_types` of an architecture whose blocks are all alike.
+    pub(crate) fn layer_types(&mut self, windowed: bool) -> Result<(), String> {
+        let only = LAYER_TYPES[usize::from(windowed)];
+        match self.take("layer_types") {
+            Some(Value::Array(list)) if list.iter().all(|kind| kind == only) => Ok(()),
+            None => Ok(()),
+            Some(got) => Err(format!("`layer_types`: only \"{only}\" is supported here, got {got}")),
+        }
+    }
+
+    /// Takes `layer_types`: for each block, whether it has a window.
+    pub(crate) fn windowed_layers(&mut self) -> Result<Option<Vec<bool>>, String> {
+        let Some(got) = self.take("layer_types") else {
+            return Ok(None);
+        };
+        let windowed = |kind: &Value| LAYER_TYPES.iter().position(|name| kind == name).map(|at| at == 1);
+        let list = got.as_array().and_then(|list| list.iter().map(windowed).collect());
+        match list {
+            Some(list) => Ok(Some(list)),
+            None => Err(format!("`layer_types`: expected a list of {LAYER_TYPES:?}, got {got}")),
+        }
     }
 
     /// Takes a field that must be absent or have this value, because another value means other maths.
@@ -63,11 +118,31 @@ impl Fields {
 
     /// A number.
     pub(crate) fn number(&mut self, name: &str, default: f64) -> Result<f64, String> {
+        Ok(self.maybe(name)?.unwrap_or(default))
+    }
+
+    /// A number that must be there.
+    pub(crate) fn needed(&mut self, name: &str) -> Result<f64, String> {
+        self.maybe(name)?.ok_or_else(|| format!("`{name}` is missing"))
+    }
+
+    /// A number that may be absent.
+    pub(crate) fn maybe(&mut self, name: &str) -> Result<Option<f64>, String> {
         match self.take(name) {
-            None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| format!("`{name}`: expected a number, got {value}")),
+            None => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) => Ok(Some(number)),
+                None => Err(format!("`{name}`: expected a number, got {value}")),
+            },
+        }
+    }
+
+    /// A text that may be absent.
+    pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, String> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(value) => Err(format!("`{name}`: expected a text, got {value}")),
         }
     }
 

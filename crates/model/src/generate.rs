@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::attention::{Sight, additive, attend, attend_cached, left_padding_mask};
+use crate::attention::{additive, attend_cached};
 use crate::cache::Cache;
 use crate::choose::{Bans, choose};
 use crate::linear::linear;
@@ -181,15 +181,15 @@ impl<'a> Group<'a> {
         let real = Tensor::f_from_slice(&real)?.f_view([n, t])?.f_to(trunk.device())?;
         let new = sampling.max_new_tokens as i64;
         let mut cache = Cache::new(trunk, n, t + new)?;
-        let (place, sight) = if padded {
-            let sight = Sight::Masked(left_padding_mask(&real, trunk.kind()?)?);
-            (trunk.positions.at(&positions::count(&real)?, width)?, sight)
+        let place = if padded {
+            trunk.positions.at(&positions::count(&real)?, width)?
         } else {
-            (trunk.positions.first(width)?, Sight::Causal)
+            trunk.positions.first(width)?
         };
+        let sights = trunk.sights(padded.then_some(&real), width)?;
         let x = trunk.run(&ids, &place, |layer, q, k, v| {
             let _ = cache.extend(layer, k, v)?;
-            attend(q, k, v, &sight)
+            trunk.attend(layer, q, k, v, &sights)
         })?;
         cache.advance(t);
         let mask = if padded {
@@ -352,7 +352,7 @@ impl<'a> Group<'a> {
         let cache = &self.cache;
         self.last = trunk.run(ids, &place, |layer, q, k, v| {
             let (keys, values) = cache.extend(layer, k, v)?;
-            attend_cached(q, &keys, &values, mask.as_ref())
+            attend_cached(q, &keys, &values, mask.as_ref(), trunk.window(layer))
         })?;
         self.cache.advance(1);
         self.position = self.position.f_add_scalar(1)?;

@@ -8,7 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::arch::Architecture;
+use crate::decoder::CONFIG;
 use crate::fields::Fields;
+use crate::folder::file_in;
 use crate::{Config, Error, Result, files};
 
 /// No honest description is larger; a larger file is not read into memory.
@@ -22,21 +24,65 @@ pub(crate) enum ModelClass {
 }
 
 /// Fields of any architecture that must be absent or have this value (or null), because another value means
-/// other maths.
-fn fixed() -> [(&'static str, Value); 7] {
+/// other maths. Each architecture's file adds its own.
+fn fixed() -> [(&'static str, Value); 26] {
     [
         ("quantization_config", Value::Null),
+        ("compression_config", Value::Null),
         ("add_cross_attention", json!(false)),
+        ("is_encoder_decoder", json!(false)),
+        ("pruned_heads", json!({})),
+        ("is_causal", json!(true)),
+        ("use_bidirectional_attention", json!(false)),
+        ("attention_chunk_size", Value::Null),
+        ("no_rope_layers", Value::Null),
+        ("alibi", json!(false)),
+        ("clip_qkv", Value::Null),
+        ("qk_layernorm", json!(false)),
+        ("use_qk_norm", json!(false)),
+        ("query_pre_attn_scalar", Value::Null),
+        ("attn_logit_softcapping", Value::Null),
         ("final_logit_softcapping", Value::Null),
         ("embedding_multiplier", json!(1.0)),
         ("residual_multiplier", json!(1.0)),
         ("attention_multiplier", Value::Null),
         ("logits_scaling", json!(1.0)),
+        ("logit_scale", Value::Null),
+        ("scale_emb", json!(1)),
+        ("scale_depth", Value::Null),
+        ("lm_head_bias", json!(false)),
+        ("num_local_experts", Value::Null),
+        ("num_experts", Value::Null),
     ]
 }
 
+/// Fields that matter in their authors' training or to other tools only: whatever they say is kept and written
+/// back, and nothing here reads them. Dropout is never applied. Fields that no list knows are kept in the same way.
+#[cfg(test)]
+pub(crate) const NO_EFFECT: [&str; 18] = [
+    "attention_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "hidden_dropout",
+    "classifier_dropout",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "n_ctx",
+    "use_cache",
+    "pretraining_tp",
+    "original_max_position_embeddings",
+    "output_attentions",
+    "transformers_version",
+];
+
 /// Reads and checks a description.
-pub(crate) fn read(path: &Path, wanted: ModelClass) -> Result<Config> {
+pub(crate) fn read(dir: &Path, wanted: ModelClass) -> Result<Config> {
+    let path = &file_in(dir, CONFIG)?;
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1)
@@ -126,4 +172,51 @@ fn class(fields: &mut Fields, expected: &str, wanted: ModelClass) -> Result<(), 
         return Err(format!("`num_labels`: only 1 is supported, got {labels}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(architecture: &Architecture) -> Map<String, Value> {
+        let size = crate::Size {
+            hidden_size: 16,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 2,
+        };
+        let config = Config {
+            architecture: architecture.clone(),
+            ..Config::new(&size, 30, 32)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(CONFIG);
+        write(&path, &config, ModelClass::CausalLm, "float32").unwrap();
+        assert_eq!(read(folder.path(), ModelClass::CausalLm).unwrap(), config);
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fields_without_effect_are_kept_and_those_with_one_are_refused() {
+        let mut checked = 0;
+        for architecture in Architecture::all() {
+            let good = small(&architecture);
+            for name in NO_EFFECT {
+                let mut map = good.clone();
+                map.insert(name.to_owned(), json!(0.25));
+                let config = parse(map, ModelClass::CausalLm).unwrap();
+                assert_eq!(config.other.get(name), Some(&json!(0.25)), "{name}");
+                checked += 1;
+            }
+            for (name, _) in fixed() {
+                let mut map = good.clone();
+                map.insert(name.to_owned(), json!("other"));
+                let error = parse(map, ModelClass::CausalLm).unwrap_err();
+                assert!(error.contains(&format!("`{name}`: only ")), "{error}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 5 * (18 + 26));
+    }
 }

@@ -15,6 +15,7 @@
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod activation;
 mod arch;
 mod attention;
 mod block;
@@ -27,6 +28,8 @@ pub mod device;
 mod error;
 mod fields;
 pub mod files;
+mod folder;
+mod frequencies;
 mod generate;
 mod hf;
 mod init;
@@ -40,15 +43,19 @@ mod precision;
 mod replay;
 mod rope;
 mod sampling;
+mod shards;
 mod trained;
 mod trunk;
 pub mod weights;
 
-pub use arch::{Architecture, Llama};
+pub use activation::Activation;
+pub use arch::{Architecture, Gpt2, Llama, Mistral, Phi3, Qwen2};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
+pub use folder::file_in;
+pub use frequencies::RopeScaling;
 pub use generate::{Generated, Listener, generate, generate_heard};
 pub use logps::logps;
 pub use params::{Param, Params};

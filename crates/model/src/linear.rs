@@ -9,6 +9,8 @@ use crate::{Params, Result};
 pub(crate) enum Layout {
     /// [out, in].
     OutIn,
+    /// [in, out].
+    InOut,
 }
 
 /// A linear map of the last axis: x · Wᵀ + b.
@@ -35,6 +37,7 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.layout {
             Layout::OutIn => Ok(x.f_linear(&self.weight, self.bias.as_ref())?),
+            Layout::InOut => Ok(x.f_linear(&self.weight.f_tr()?, self.bias.as_ref())?),
         }
     }
 }

@@ -2,31 +2,42 @@
 
 use tch::Tensor;
 
-use crate::Result;
 use crate::linear::Linear;
+use crate::{Activation, Result};
 
-/// A feed-forward block with its weights.
+/// A feed-forward block.
 #[derive(Debug)]
-pub(crate) enum Mlp {
-    /// down(silu(gate(x)) · up(x)).
-    Gated {
-        /// D → F.
-        gate: Linear,
-        /// D → F.
-        up: Linear,
-        /// F → D.
-        down: Linear,
-    },
+pub(crate) struct Mlp {
+    pub(crate) inner: Inner,
+    /// F → D.
+    pub(crate) down: Linear,
+    pub(crate) activation: Activation,
+}
+
+/// The maps of the state to the inner width F.
+#[derive(Debug)]
+pub(crate) enum Inner {
+    /// a(gate(x)) · up(x), each D → F.
+    Gated { gate: Linear, up: Linear },
+    /// The same with one map D → 2F, the gate's part first.
+    FusedGate(Linear),
+    /// a(up(x)), D → F.
+    Plain(Linear),
 }
 
 impl Mlp {
     /// x [.., D] → [.., D].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gated { gate, up, down } => {
-                let gated = gate.forward(x)?.f_silu()?.f_mul(&up.forward(x)?)?;
-                down.forward(&gated)
+        let act = |x: &Tensor| self.activation.apply(x);
+        let inner = match &self.inner {
+            Inner::Gated { gate, up } => act(&gate.forward(x)?)?.f_mul(&up.forward(x)?)?,
+            Inner::FusedGate(both) => {
+                let both = both.forward(x)?;
+                let width = both.size().last().copied().unwrap_or(0) / 2;
+                act(&both.f_narrow(-1, 0, width)?)?.f_mul(&both.f_narrow(-1, width, width)?)?
             }
-        }
+            Inner::Plain(up) => act(&up.forward(x)?)?,
+        };
+        self.down.forward(&inner)
     }
 }

@@ -59,7 +59,7 @@ impl Param {
     /// Makes the leaf the rounded copy of its master again.
     pub fn round(&self) -> Result<()> {
         if let Some(master) = &self.master {
-            let _ = tch::no_grad(|| self.value.shallow_clone().f_copy_(master))?;
+            tch::no_grad(|| self.value.shallow_clone().f_copy_(master))?;
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Param {
             let what = format!("shape of `{}`", self.name);
             return Err(Error::input(what, format!("{expected:?}"), format!("{got:?}")));
         }
-        let _ = tch::no_grad(|| self.full().shallow_clone().f_copy_(value))?;
+        tch::no_grad(|| self.full().shallow_clone().f_copy_(value))?;
         self.round()
     }
 
@@ -257,6 +257,13 @@ impl Params {
                 "no such tensor",
             )),
         }
+    }
+
+    /// Whether the leaves have a kind, or are f64 where f32 is asked for.
+    pub(crate) fn is_of(&self, kind: Kind) -> Result<bool> {
+        let mut kinds = self.entries.iter().map(|param| param.value.f_kind());
+        let fits = |is: Kind| is == kind || (is == Kind::Double && kind == Kind::Float);
+        Ok(kinds.try_fold(true, |all, is| Ok::<_, tch::TchError>(all && fits(is?)))?)
     }
 
     /// The same weights to compute with in another kind: f32, or bf16 with f32 masters of what is trained. Frozen tensors

@@ -9,7 +9,9 @@ use crate::rope::{Rope, Rotation};
 #[derive(Debug)]
 pub(crate) enum Positions {
     /// Queries and keys are turned.
-    Rotary(Rope),
+    Rotary(Box<Rope>),
+    /// A vector of its own [positions, D] is added to the token's.
+    Learned(Tensor),
 }
 
 /// Where the tokens of one batch stand.
@@ -17,6 +19,8 @@ pub(crate) enum Positions {
 pub(crate) enum Place {
     /// Angles for queries and keys.
     Rotation(Rotation),
+    /// What is added to the tokens' embeddings, [B, T, D] or [1, T, D].
+    Added(Tensor),
 }
 
 impl Positions {
@@ -24,6 +28,7 @@ impl Positions {
     pub(crate) fn first(&self, n: usize) -> Result<Place> {
         match self {
             Self::Rotary(rope) => rope.first(n).map(Place::Rotation),
+            Self::Learned(table) => Ok(Place::Added(table.f_narrow(0, 0, n as i64)?.f_unsqueeze(0)?)),
         }
     }
 
@@ -31,6 +36,7 @@ impl Positions {
     pub(crate) fn at(&self, positions: &Tensor, n: usize) -> Result<Place> {
         match self {
             Self::Rotary(rope) => rope.at(positions, n).map(Place::Rotation),
+            Self::Learned(table) => Ok(Place::Added(Tensor::f_embedding(table, positions, -1, false, false)?)),
         }
     }
 }
@@ -40,6 +46,7 @@ impl Place {
     pub(crate) fn embed(&self, x: Tensor) -> Result<Tensor> {
         match self {
             Self::Rotation(_) => Ok(x),
+            Self::Added(embedding) => Ok(x.f_add(embedding)?),
         }
     }
 
@@ -47,6 +54,7 @@ impl Place {
     pub(crate) fn turn(&self, heads: Tensor) -> Result<Tensor> {
         match self {
             Self::Rotation(rotation) => rotation.apply(&heads),
+            Self::Added(_) => Ok(heads),
         }
     }
 }

@@ -3,8 +3,7 @@
 use tch::Tensor;
 
 use crate::Result;
-use crate::positions::Place;
-use crate::trunk::Trunk;
+use crate::trunk::{Frame, Trunk};
 
 /// Final states whose activations were not kept: only what entered each block was. The way back computes each block
 /// again, from the last to the first, so that at any time the activations of one block are there.
@@ -16,7 +15,7 @@ pub struct Replayed<'a> {
     states: Tensor,
     /// Token ids, where the embedding is trained.
     ids: Option<Tensor>,
-    place: Place,
+    frame: Frame,
     /// The first block of which the input was kept.
     first: usize,
     /// What entered each block from there on, and last what entered the final norm.
@@ -26,19 +25,19 @@ pub struct Replayed<'a> {
 impl<'a> Replayed<'a> {
     /// Runs the blocks from `first` on over x [B, T, D] without a graph. With `ids` the embedding gets its
     /// gradient, too; without them nothing before block `first` is trained.
-    pub(crate) fn new(trunk: &'a Trunk, x: Tensor, first: usize, place: Place, ids: Option<Tensor>) -> Result<Self> {
+    pub(crate) fn new(trunk: &'a Trunk, x: Tensor, first: usize, frame: Frame, ids: Option<Tensor>) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let mut inputs = vec![x.f_detach()?];
         let mut x = x;
         for index in first..trunk.n_blocks() {
-            x = trunk.blocks(index..index + 1, x, &place)?;
+            x = trunk.blocks(index..index + 1, x, &frame)?;
             inputs.push(x.shallow_clone());
         }
         Ok(Self {
             trunk,
             states: trunk.finish(&x)?.f_set_requires_grad(true)?,
             ids,
-            place,
+            frame,
             first,
             inputs,
         })
@@ -61,7 +60,7 @@ impl<'a> Replayed<'a> {
             trunk,
             states,
             ids,
-            place,
+            frame,
             first,
             mut inputs,
         } = self;
@@ -74,11 +73,11 @@ impl<'a> Replayed<'a> {
         for index in (first..trunk.n_blocks()).rev() {
             let Some(x) = inputs.pop() else { break };
             gradient = replay(&x, &gradient, wanted(index), |x| {
-                trunk.blocks(index..index + 1, x.shallow_clone(), &place)
+                trunk.blocks(index..index + 1, x.shallow_clone(), &frame)
             })?;
         }
         match &ids {
-            Some(ids) => push(&tch::with_grad(|| trunk.embed(ids, &place))?, &gradient),
+            Some(ids) => push(&tch::with_grad(|| trunk.embed(ids, &frame.place))?, &gradient),
             None => Ok(()),
         }
     }

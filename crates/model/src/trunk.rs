@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Sight, attend, left_padding_mask};
+use crate::attention::{Sight, attend, attend_with_f32_softmax};
 use crate::block::Block;
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
@@ -23,6 +23,24 @@ pub struct Trunk {
     blocks: Vec<Block>,
     norm: Norm,
     pub(crate) positions: Positions,
+    /// What each block's window is; none where it sees everything before it.
+    windows: Vec<Option<i64>>,
+    f32_softmax: bool,
+}
+
+/// What the blocks of one batch see.
+#[derive(Debug)]
+pub(crate) struct Sights {
+    all: Sight,
+    /// Of blocks with a window.
+    near: Option<Sight>,
+}
+
+/// Where the tokens of one batch stand whose rows begin at position 0, and what they see.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) place: Place,
+    sights: Sights,
 }
 
 impl Trunk {
@@ -37,6 +55,10 @@ impl Trunk {
             blocks,
             norm: form.final_norm(config, params)?,
             positions: form.positions(config, params)?,
+            windows: (0..config.num_hidden_layers)
+                .map(|i| form.window(config, i).map(|n| n as i64))
+                .collect(),
+            f32_softmax: false,
             embedding,
         })
     }
@@ -56,6 +78,21 @@ impl Trunk {
         self.blocks.len()
     }
 
+    /// Rounds norms and angles to f32, and the softmax of attention when asked: see
+    /// [`crate::Decoder::rounded_like_transformers`].
+    pub(crate) fn round_to_f32(&mut self, softmax: bool) {
+        let norms = self
+            .blocks
+            .iter_mut()
+            .flat_map(|b| [&mut b.before_attention, &mut b.before_mlp]);
+        norms.chain([&mut self.norm]).for_each(Norm::round_to_f32);
+        if let Positions::Rotary(rope) = &mut self.positions {
+            rope.round_to_f32();
+            // Architectures with learned positions keep their kind in the softmax too.
+            self.f32_softmax = softmax;
+        }
+    }
+
     /// What the trunk is.
     pub fn config(&self) -> &Config {
         &self.config
@@ -64,38 +101,38 @@ impl Trunk {
     /// Final states [B, T, D] of ids [B, T] (Int64), after the last norm. Padding on the right is harmless:
     /// nothing before it sees it.
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        let (ids, place) = self.placed(ids)?;
-        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &place)?, &place)?)
+        let (ids, frame) = self.placed(ids)?;
+        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &frame.place)?, &frame)?)
     }
 
     /// The same without activations for the way back; see [`Replayed`]. `n_frozen` blocks, and the embedding if it
     /// is not 0, have nothing that is trained.
     pub fn hidden_replayed(&self, ids: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
         self.check_frozen(n_frozen)?;
-        let (ids, place) = self.placed(ids)?;
-        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &place)?, &place))?;
-        Replayed::new(self, x, n_frozen, place, (n_frozen == 0).then_some(ids))
+        let (ids, frame) = self.placed(ids)?;
+        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))?;
+        Replayed::new(self, x, n_frozen, frame, (n_frozen == 0).then_some(ids))
     }
 
     /// What comes out of the lowest `n_frozen` blocks, [B, T, D], for ids [B, T] (Int64) padded on the right; without
     /// a graph.
     pub fn states_below(&self, ids: &Tensor, n_frozen: usize) -> Result<Tensor> {
         self.check_frozen(n_frozen)?;
-        let (ids, place) = self.placed(ids)?;
-        tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &place)?, &place))
+        let (ids, frame) = self.placed(ids)?;
+        tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))
     }
 
     /// Final states [B, T, D] from those that came out of the lowest `n_frozen` blocks, padded on the right with
     /// anything finite.
     pub fn hidden_above(&self, states: &Tensor, n_frozen: usize) -> Result<Tensor> {
-        let (states, place) = self.continued(states, n_frozen)?;
-        self.finish(&self.blocks(n_frozen..self.n_blocks(), states, &place)?)
+        let (states, frame) = self.continued(states, n_frozen)?;
+        self.finish(&self.blocks(n_frozen..self.n_blocks(), states, &frame)?)
     }
 
     /// The same without activations for the way back; see [`Replayed`].
     pub fn hidden_above_replayed(&self, states: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
-        let (states, place) = self.continued(states, n_frozen)?;
-        Replayed::new(self, states, n_frozen, place, None)
+        let (states, frame) = self.continued(states, n_frozen)?;
+        Replayed::new(self, states, n_frozen, frame, None)
     }
 
     /// Ids [B, T] with real [B, T] true where a token is real → final states [B, T, D]; positions count
@@ -112,10 +149,39 @@ impl Trunk {
             ));
         }
         let real = real.f_to(self.device())?;
-        let sight = Sight::Masked(left_padding_mask(&real, self.kind()?)?);
         let place = self.positions.at(&positions::count(&real)?, width)?;
-        let x = self.run(&ids, &place, |_, q, k, v| attend(q, k, v, &sight))?;
+        let sights = self.sights(Some(&real), width)?;
+        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
+    }
+
+    /// What `width` positions see in each block; real [B, T] is true where a token counts.
+    pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
+        let (width, options) = (width as i64, (self.kind()?, self.device()));
+        let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        Ok(Sights {
+            all: Sight::new(real, width, None, options)?,
+            near: window
+                .map(|&window| Sight::new(real, width, Some(window), options))
+                .transpose()?,
+        })
+    }
+
+    /// Attention of block `i` over the whole batch: q [B, T, H, d], k and v [B, T, G, d] → [B, T, H·d].
+    pub(crate) fn attend(&self, i: usize, q: &Tensor, k: &Tensor, v: &Tensor, sights: &Sights) -> Result<Tensor> {
+        let sight = match &sights.near {
+            Some(near) if self.windows[i].is_some() => near,
+            _ => &sights.all,
+        };
+        if self.f32_softmax {
+            return attend_with_f32_softmax(q, k, v, sight);
+        }
+        attend(q, k, v, sight)
+    }
+
+    /// The window of block `i`.
+    pub(crate) fn window(&self, i: usize) -> Option<i64> {
+        self.windows[i]
     }
 
     /// Ids [B, T] → embedding, all blocks [B, T, D]; `attend` is handed the block's number.
@@ -132,17 +198,21 @@ impl Trunk {
         Ok(x)
     }
 
-    /// Some blocks over x [B, T, D], whose rows begin at position 0.
-    pub(crate) fn blocks(&self, range: Range<usize>, mut x: Tensor, place: &Place) -> Result<Tensor> {
-        for block in &self.blocks[range] {
-            x = block.forward(&x, place, |q, k, v| attend(q, k, v, &Sight::Causal))?;
+    /// Some blocks over x [B, T, D].
+    pub(crate) fn blocks(&self, range: Range<usize>, mut x: Tensor, frame: &Frame) -> Result<Tensor> {
+        for (i, block) in self.blocks.iter().enumerate().skip(range.start).take(range.len()) {
+            x = block.forward(&x, &frame.place, |q, k, v| self.attend(i, q, k, v, &frame.sights))?;
         }
         Ok(x)
     }
 
     /// What the first block sees, [B, T, D].
     pub(crate) fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
-        place.embed(Tensor::f_embedding(&self.embedding, ids, -1, false, false)?)
+        let padding = match self.config.pad_token_id {
+            Some(pad) if self.config.architecture.form().padding_is_not_trained() => i64::from(pad),
+            _ => -1,
+        };
+        place.embed(Tensor::f_embedding(&self.embedding, ids, padding, false, false)?)
     }
 
     /// The final norm.
@@ -150,14 +220,21 @@ impl Trunk {
         self.norm.forward(x)
     }
 
-    /// Ids on this device, with their places.
-    fn placed(&self, ids: &Tensor) -> Result<(Tensor, Place)> {
+    /// Ids on this device, with where they stand.
+    fn placed(&self, ids: &Tensor) -> Result<(Tensor, Frame)> {
         let (ids, _, width) = self.checked(ids)?;
-        Ok((ids, self.positions.first(width)?))
+        Ok((ids, self.frame(width)?))
     }
 
-    /// States between blocks on this device, with their places.
-    fn continued(&self, states: &Tensor, n_frozen: usize) -> Result<(Tensor, Place)> {
+    fn frame(&self, width: usize) -> Result<Frame> {
+        Ok(Frame {
+            place: self.positions.first(width)?,
+            sights: self.sights(None, width)?,
+        })
+    }
+
+    /// States between blocks on this device, with where they stand.
+    fn continued(&self, states: &Tensor, n_frozen: usize) -> Result<(Tensor, Frame)> {
         self.check_frozen(n_frozen)?;
         let (width, longest) = (
             self.config.hidden_size as i64,
@@ -166,7 +243,7 @@ impl Trunk {
         let (size, kind, own) = (states.size(), states.f_kind()?, self.kind()?);
         match *size {
             [rows, length, found] if rows > 0 && (1..=longest).contains(&length) && found == width && kind == own => {
-                Ok((states.f_to(self.device())?, self.positions.first(length as usize)?))
+                Ok((states.f_to(self.device())?, self.frame(length as usize)?))
             }
             _ => Err(Error::input(
                 "states between blocks",

@@ -1,4 +1,5 @@
 //! The trunk in parts: passes that keep little, and states between blocks.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -6,6 +6,7 @@
 //! SmolLM2-135M on 8 examples of 64. Ways: `fp32`, `bf16`; with `-replay` activations are computed again; with `-top`
 //! the last 3 blocks and the final norm are trained; with `-cached` on top of that the states below come from a file.
 //! Every case runs in a process of its own, because the peak of a process (`VmHWM`) never falls; their steps alternate.
+//! Beside the time of the clock stands that of the processor, which other processes disturb less; ratios are of the latter.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark: a panic is the report")]
 
@@ -38,6 +39,19 @@ fn status_mib(name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB");
     Some(kib.parse::<f64>().ok()? / MIB)
+}
+
+/// Seconds that this process has kept processors busy; 0 on systems that do not say.
+fn cpu_secs() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // User and system time in hundredths of a second, twelve and thirteen words after the name.
+    let words = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    words
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 fn source(n: usize, length: usize, vocab: usize) -> Source {
@@ -108,7 +122,7 @@ fn fit(shape: &str, way: &str, folder: &std::path::Path) -> Fit<LanguageObjectiv
     Fit::open(objective, &settings, 0, &folder.join("run")).unwrap()
 }
 
-/// Makes a step for each line, and answers with seconds, the peak so far beyond the empty process, and the loss.
+/// Makes a step for each line, and answers with seconds of clock and processor, the peak so far beyond the empty process, and the loss.
 fn child(case: &str) {
     let words: Vec<&str> = case.split(' ').collect();
     tch::set_num_threads(words[2].parse().unwrap());
@@ -117,12 +131,12 @@ fn child(case: &str) {
     let mut fit = fit(words[0], words[1], folder.path());
     let mut out = std::io::stdout();
     for _ in std::io::stdin().lines() {
-        let start = Instant::now();
+        let (start, busy) = (Instant::now(), cpu_secs());
         let record = fit.next().unwrap().unwrap();
-        let secs = start.elapsed().as_secs_f64();
+        let (secs, busy) = (start.elapsed().as_secs_f64(), cpu_secs() - busy);
         let peak = status_mib("VmHWM").zip(before).map(|(peak, before)| peak - before);
         let loss = record.metric("loss").unwrap();
-        writeln!(out, "{secs} {} {loss}", peak.unwrap_or(f64::NAN)).unwrap();
+        writeln!(out, "{secs} {busy} {} {loss}", peak.unwrap_or(f64::NAN)).unwrap();
         out.flush().unwrap();
     }
 }
@@ -131,7 +145,7 @@ struct Process {
     child: Child,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
-    steps: Vec<[f64; 3]>,
+    steps: Vec<[f64; 4]>,
 }
 
 impl Process {
@@ -157,14 +171,17 @@ impl Process {
         self.steps.push(numbers.try_into().unwrap());
     }
 
-    /// Seconds in ascending order without the first step, peak and last loss.
-    fn end(mut self) -> (Vec<f64>, f64, f64) {
+    /// Seconds of clock and of processor, each in ascending order without the first step, peak and last loss.
+    fn end(mut self) -> ([Vec<f64>; 2], f64, f64) {
         drop(self.ask);
         assert!(self.child.wait().unwrap().success());
-        let [_, peak, loss] = *self.steps.last().unwrap();
-        let mut secs: Vec<f64> = self.steps[1..].iter().map(|step| step[0]).collect();
-        secs.sort_by(f64::total_cmp);
-        (secs, peak, loss)
+        let [_, _, peak, loss] = *self.steps.last().unwrap();
+        let sorted = |at: usize| {
+            let mut secs: Vec<f64> = self.steps[1..].iter().map(|step| step[at]).collect();
+            secs.sort_by(f64::total_cmp);
+            secs
+        };
+        ([sorted(0), sorted(1)], peak, loss)
     }
 }
 
@@ -188,7 +205,16 @@ fn main() {
     let steps: usize = list("steps", steps)[0].parse().unwrap();
     let mut out = std::io::stdout();
     let titles = [
-        "shape", "threads", "way", "secs", "min", "max", "ratio", "tok/s", "peak MiB", "loss",
+        "shape",
+        "way",
+        "secs",
+        "min",
+        "max",
+        "cpu secs",
+        "cpu ratio",
+        "tok/cpu s",
+        "peak MiB",
+        "loss",
     ];
     let mut line = |cells: [String; 10]| {
         let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>12}")).collect();
@@ -205,16 +231,16 @@ fn main() {
             let ends: Vec<_> = processes.into_iter().map(Process::end).collect();
             let (_, [.., batch, length]) = *SHAPES.iter().find(|(name, _)| *name == shape).unwrap();
             let median = |secs: &[f64]| secs[secs.len() / 2];
-            for (way, (secs, peak, loss)) in ways.iter().zip(&ends) {
-                let own = median(secs);
+            for (way, ([secs, busy], peak, loss)) in ways.iter().zip(&ends) {
+                let own = median(busy);
                 line([
                     shape.clone(),
-                    threads.clone(),
-                    way.clone(),
-                    format!("{own:.3}"),
+                    format!("{way}/{threads}"),
+                    format!("{:.3}", median(secs)),
                     format!("{:.3}", secs[0]),
                     format!("{:.3}", secs[secs.len() - 1]),
-                    format!("{:.2}", median(&ends[0].0) / own),
+                    format!("{own:.2}"),
+                    format!("{:.2}", median(&ends[0].0[1]) / own),
                     format!("{:.0}", (batch * length) as f64 / own),
                     format!("{peak:.0}"),
                     format!("{loss:.4}"),

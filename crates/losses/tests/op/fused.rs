@@ -294,3 +294,38 @@ fn the_stats_of_all_rows_are_there_where_they_are_asked_for() {
         (numbers(&all.targets), numbers(&all.correct))
     );
 }
+
+/// What single rows add to the embedding's gradient is far below the resolution of bf16 at their sum: the chunks are
+/// added up in f32 and rounded once.
+#[test]
+fn a_narrow_embedding_loses_nothing_over_many_chunks() {
+    let (n, v, d) = (512, 4, 3);
+    let states = Tensor::ones([n, d], (Kind::Float, Device::Cpu)) + Tensor::arange(d, (Kind::Float, Device::Cpu)) / 4;
+    let embedding = Tensor::zeros([v, d], (Kind::Float, Device::Cpu));
+    let targets = Tensor::zeros([n], (Kind::Int64, Device::Cpu));
+    let example = vec![0; n as usize];
+    let rows = TokenRows::new(&example, &vec![false; n as usize], &[1], Device::Cpu).unwrap();
+    let counts = TokenCounts::of(&rows).unwrap();
+    let gradient = |kind: Kind, chunk: usize| {
+        let embedding = embedding.detach_copy().to_kind(kind).set_requires_grad(true);
+        let op = TokenOp::new(&states.to_kind(kind), &embedding, &targets, &Needs::default()).unwrap();
+        let op = op.with_chunk_rows(chunk).with_gradient_in_place();
+        let fused = op.fused_loss(&Nll {}, &rows, &counts, None).unwrap();
+        fused.backward().unwrap();
+        embedding.grad().to_kind(Kind::Double)
+    };
+    let expected = gradient(Kind::Float, 512);
+    let away = |found: Tensor| ((found - &expected) / &expected).abs().max().double_value(&[]);
+    for chunk in [1, 7, 512] {
+        // Half a step of bf16, and as much again for the products.
+        let found = away(gradient(Kind::BFloat16, chunk));
+        assert!(found < 2.0 / 256.0, "{chunk}: {found}");
+    }
+    // The same contributions added up in bf16 stop growing long before the end.
+    let one = (&expected / n as f64).to_kind(Kind::BFloat16);
+    let mut narrow = one.zeros_like();
+    for _ in 0..n {
+        narrow += &one;
+    }
+    assert!(away(narrow.to_kind(Kind::Double)) > 0.1);
+}

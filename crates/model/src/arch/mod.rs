@@ -1,7 +1,11 @@
 //! Architectures: one file each says what its `config.json` holds, what its tensors are called and how a
 //! block is put together of parts.
 
+mod gpt2;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
 
 use std::fmt::Debug;
 
@@ -14,7 +18,11 @@ use crate::norm::Norm;
 use crate::positions::Positions;
 use crate::{Config, Params, Result};
 
+pub use gpt2::Gpt2;
 pub use llama::Llama;
+pub use mistral::Mistral;
+pub use phi3::Phi3;
+pub use qwen2::Qwen2;
 
 /// Which architecture a model is, with the fields that only this one has.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +30,14 @@ pub use llama::Llama;
 pub enum Architecture {
     /// Llama 2 and 3, SmolLM2 and all that share their form.
     Llama(Llama),
+    /// Mistral: Llama's form with a window.
+    Mistral(Mistral),
+    /// Qwen 2 and 2.5: Llama's form with biases, and windows in some blocks.
+    Qwen2(Qwen2),
+    /// Phi-3 mini: Llama's form with fused projections, and heads that turn in part.
+    Phi3(Phi3),
+    /// GPT-2: learned positions, layer norms, plain feed-forward blocks.
+    Gpt2(Gpt2),
 }
 
 impl Architecture {
@@ -29,6 +45,10 @@ impl Architecture {
     pub(crate) fn form(&self) -> &dyn Form {
         match self {
             Self::Llama(form) => form,
+            Self::Mistral(form) => form,
+            Self::Qwen2(form) => form,
+            Self::Phi3(form) => form,
+            Self::Gpt2(form) => form,
         }
     }
 
@@ -39,7 +59,13 @@ impl Architecture {
 
     /// Each architecture with the defaults of its fields.
     pub(crate) fn all() -> Vec<Self> {
-        vec![Self::Llama(Llama::default())]
+        vec![
+            Self::Llama(Llama::default()),
+            Self::Mistral(Mistral::default()),
+            Self::Qwen2(Qwen2::default()),
+            Self::Phi3(Phi3::default()),
+            Self::Gpt2(Gpt2),
+        ]
     }
 }
 
@@ -62,6 +88,25 @@ pub(crate) trait Form: Debug {
 
     /// Every tensor of the trunk, in the model's order.
     fn tensors(&self, config: &Config) -> Vec<Spec>;
+
+    /// What every name of the trunk's tensors begins with; folders of the bare trunk leave it out.
+    fn prefix(&self) -> &'static str;
+
+    /// What names begin with in block number `index`, up to the names of its modules.
+    fn block_prefix(&self, index: usize) -> String;
+
+    /// The linear maps of a block by their names behind [`Form::block_prefix`].
+    fn linears(&self) -> &'static [&'static str];
+
+    /// Tensors that folders may hold although they are computed and not learned; they are left unread.
+    fn buffers(&self, config: &Config) -> Vec<String>;
+
+    /// How many positions a position of block number `index` sees, itself included; none for all before it.
+    fn window(&self, config: &Config, index: usize) -> Option<usize>;
+
+    /// Whether the row of `pad_token_id` in the embedding collects no gradient from the tokens it is read
+    /// for, as in transformers' modelling file.
+    fn padding_is_not_trained(&self) -> bool;
 
     /// The name of the token embedding [V, D].
     fn embedding(&self) -> &'static str;
@@ -126,4 +171,12 @@ impl Spec {
             initial,
         }
     }
+}
+
+/// What is wrong with a window.
+fn window_problem(window: Option<usize>) -> Option<String> {
+    let largest = 1 << 30;
+    window
+        .filter(|n| !(1..=largest).contains(n))
+        .map(|got| format!("`sliding_window`: expected 1 to {largest}, got {got}"))
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop at the first error")]
 
 mod accumulation;
+mod frozen;
 mod guard;
 mod learns;
+mod precision;
 mod resume;
 mod support;

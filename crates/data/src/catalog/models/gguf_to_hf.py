@@ -68,13 +68,15 @@ class Keys:
         self.fields = reader.fields
 
     def get(self, name, default=None):
-        field = self.fields.get(name)
-        return default if field is None else field.contents()
+        return self.need(name) if name in self.fields else default
 
     def need(self, name):
         if name not in self.fields:
             raise Refused(f"the key `{name}` is missing")
-        return self.fields[name].contents()
+        try:
+            return self.fields[name].contents()
+        except UnicodeDecodeError as error:
+            raise Refused(f"`{name}`: not UTF-8") from error
 
     def expect(self, name, expected, absent):
         got = self.get(name, absent)

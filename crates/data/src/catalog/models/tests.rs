@@ -398,12 +398,13 @@ fn a_small_gguf_becomes_the_recorded_folder() {
 
 #[test]
 fn what_the_script_does_not_understand_is_refused_by_name() {
-    /// Another word of the same length in place of a word of the file.
-    fn with(old: &str, new: &str) -> Vec<u8> {
+    /// Other bytes of the same length in place of a word of the file.
+    fn with(old: &str, new: impl AsRef<[u8]>) -> Vec<u8> {
+        let new = new.as_ref();
         assert_eq!(old.len(), new.len());
         let mut bytes = TINY.to_vec();
         let at = bytes.windows(old.len()).position(|w| w == old.as_bytes()).unwrap();
-        bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
+        bytes[at..at + new.len()].copy_from_slice(new);
         bytes
     }
     let cases = [
@@ -423,6 +424,7 @@ fn what_the_script_does_not_understand_is_refused_by_name() {
             with("llama.block_count", "llama.block_xount"),
             "`llama.block_xount` is not supported, got 2",
         ),
+        (with("smollm", b"\xffmollm"), "`tokenizer.ggml.pre`: not UTF-8"),
         (b"not a model".to_vec(), "not a GGUF file: "),
         (TINY[..TINY.len() / 2].to_vec(), "not a GGUF file: "),
         (TINY[..40].to_vec(), "not a GGUF file: "),
