@@ -61,6 +61,14 @@ impl Attention {
         let v = heads(&v, self.kv_heads)?;
         self.out.forward(&attend(&q, &k, &v)?)
     }
+
+    /// Its linear maps.
+    pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
+        match &mut self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v, &mut self.out],
+            Projections::Fused(all) => vec![all, &mut self.out],
+        }
+    }
 }
 
 /// Which earlier positions a position sees.

@@ -108,11 +108,17 @@ impl Decoder {
         Self::assemble(&trunk.config, params.into_kind(precision.kind())?)
     }
 
-    /// The same model, of which a part is trained.
+    /// The same model, of which a part is trained. `rng` begins an adapter; one that is on already with the same settings
+    /// is trained on.
     ///
-    /// **Errors**: [`Error::Config`] for more blocks than there are.
-    pub fn with_trained(mut self, trained: &Trained) -> Result<Self> {
+    /// **Errors**: [`Error::Config`] for more blocks than there are; those of [`Decoder::add_lora`].
+    pub fn with_trained(mut self, trained: &Trained, rng: &mut impl Rng) -> Result<Self> {
         self.params.choose(trained, self.trunk.n_blocks())?;
+        match trained {
+            Trained::Lora(lora) if self.is_adapted(lora)? => self.train_adapter()?,
+            Trained::Lora(lora) => self.add_lora(lora, rng)?,
+            Trained::All {} | Trained::Top { .. } => {}
+        }
         Ok(self)
     }
 
@@ -159,13 +165,7 @@ impl Decoder {
     /// The names of the linear maps in the blocks, such as `model.layers.0.self_attn.q_proj`, in order; their
     /// weights are the parameters of that name with `.weight`.
     pub fn linear_modules(&self) -> Vec<String> {
-        let form = self.config().architecture.form();
-        let of = |i| {
-            form.linears()
-                .iter()
-                .map(move |name| format!("{}{name}", form.block_prefix(i)))
-        };
-        (0..self.config().num_hidden_layers).flat_map(of).collect()
+        self.trunk.linear.iter().map(|map| map.module.clone()).collect()
     }
 
     /// The matrix [V, D] that turns a state into logits.
@@ -212,6 +212,10 @@ pub(crate) fn wanted(config: &Config) -> Wanted {
 
 /// Shared with the classifier.
 pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelClass, kind: Option<Kind>) -> Result<()> {
+    if params.adapter().is_some() {
+        let got = "one with an adapter\nhint: merge the adapter, or save it by itself";
+        return Err(Error::input("model to write", "a model without an adapter", got));
+    }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let tensors: Vec<_> = params.iter().collect();
     // What is frozen in bf16 has no weights in f32 beside.

@@ -47,6 +47,10 @@ impl Listener for Count<'_> {
     }
 }
 
+/// Changes the scores of the next tokens: given states after the last norm [R, D] and logits [R, V], scores [R, V] to choose
+/// by, such as the log-probabilities of two heads together.
+pub type Guide<'a> = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, Box<dyn std::error::Error + Send + Sync>> + 'a;
+
 /// Completes each prompt, up to `batch` of them at a time, and returns the completions in the prompts'
 /// order.
 ///
@@ -78,6 +82,55 @@ pub fn generate_heard(
     draw: &mut dyn FnMut(usize, usize) -> f32,
     listener: &mut dyn Listener,
 ) -> Result<Vec<Generated>> {
+    let settings = Settings {
+        sampling,
+        ends,
+        batch,
+        guide: None,
+    };
+    complete(decoder, prompts, &settings, draw, listener)
+}
+
+/// The same by the scores of a guide: they are filtered and drawn from like logits, and [`Generated::logps`] are their
+/// log-softmax.
+#[expect(clippy::too_many_arguments, reason = "those of `generate` and the guide")]
+pub fn generate_guided(
+    decoder: &Decoder,
+    guide: &Guide<'_>,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ends: &[u32],
+    batch: usize,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Generated>> {
+    let settings = Settings {
+        sampling,
+        ends,
+        batch,
+        guide: Some(guide),
+    };
+    complete(decoder, prompts, &settings, draw, &mut Count(progress))
+}
+
+/// What does not change from prompt to prompt.
+struct Settings<'a> {
+    sampling: &'a Sampling,
+    ends: &'a [u32],
+    batch: usize,
+    guide: Option<&'a Guide<'a>>,
+}
+
+fn complete(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    settings: &Settings<'_>,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    listener: &mut dyn Listener,
+) -> Result<Vec<Generated>> {
+    let &Settings {
+        sampling, ends, batch, ..
+    } = settings;
     check(decoder, prompts, sampling, ends, batch)?;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     // Longest first: what does not fit in memory fails at once.
@@ -91,7 +144,7 @@ pub fn generate_heard(
     let mut done = 0;
     for members in order.chunks(batch) {
         no_grad(|| {
-            let mut group = Group::new(decoder, prompts, members, sampling, ends)?;
+            let mut group = Group::new(decoder, prompts, members, settings)?;
             group.run(&mut out, draw, &mut done, listener)
         })?;
     }
@@ -143,8 +196,7 @@ fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, ends: &[u
 /// computes to no purpose, until enough have ended to make closing up worth its copies.
 struct Group<'a> {
     decoder: &'a Decoder,
-    sampling: &'a Sampling,
-    ends: &'a [u32],
+    settings: &'a Settings<'a>,
     embedding: Tensor,
     cache: Cache,
     /// The prompt of each row, none once it has ended.
@@ -160,13 +212,8 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Runs the prompts themselves.
-    fn new(
-        decoder: &'a Decoder,
-        prompts: &[Vec<u32>],
-        members: &[usize],
-        sampling: &'a Sampling,
-        ends: &'a [u32],
-    ) -> Result<Self> {
+    fn new(decoder: &'a Decoder, prompts: &[Vec<u32>], members: &[usize], settings: &'a Settings<'a>) -> Result<Self> {
+        let sampling = settings.sampling;
         let trunk = &decoder.trunk;
         let width = members.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
         let (mut ids, mut real) = (Vec::new(), Vec::new());
@@ -201,8 +248,7 @@ impl<'a> Group<'a> {
         };
         Ok(Self {
             decoder,
-            sampling,
-            ends,
+            settings,
             embedding: decoder.output_embedding(),
             cache,
             rows: members.iter().copied().map(Some).collect(),
@@ -223,7 +269,7 @@ impl<'a> Group<'a> {
         // Log-probs stay on the device until the end; only tokens are needed at every step.
         let mut logps = Vec::new();
         let mut owners = Vec::new();
-        for step in 0..self.sampling.max_new_tokens {
+        for step in 0..self.settings.sampling.max_new_tokens {
             let (ids, chosen) = self.choose(out, step, draw)?;
             logps.push(chosen);
             owners.push(self.rows.clone());
@@ -262,9 +308,13 @@ impl<'a> Group<'a> {
     ) -> Result<(Tensor, Tensor)> {
         let state = self.decoder.trunk.finish(&self.last)?.f_squeeze_dim(1)?;
         let logits = wide(linear(&state, &self.embedding)?)?;
+        let logits = match self.settings.guide {
+            Some(guide) => guided(guide, &state, &logits)?,
+            None => logits,
+        };
         let mut bans = Bans {
-            everywhere: if step < self.sampling.min_new_tokens {
-                self.ends
+            everywhere: if step < self.settings.sampling.min_new_tokens {
+                self.settings.ends
             } else {
                 &[]
             },
@@ -276,11 +326,11 @@ impl<'a> Group<'a> {
                 uniforms.push(0.0);
                 continue;
             };
-            if let Some(n) = self.sampling.block_ngram {
+            if let Some(n) = self.settings.sampling.block_ngram {
                 bans.single
                     .extend(repeats(&out[prompt].ids, n).map(|token| (row as i64, i64::from(token))));
             }
-            if !self.sampling.greedy {
+            if !self.settings.sampling.greedy {
                 let u = draw(prompt, step);
                 if !(0.0..1.0).contains(&u) {
                     return Err(Error::input(
@@ -293,7 +343,7 @@ impl<'a> Group<'a> {
             }
         }
         let uniforms = Tensor::f_from_slice(&uniforms)?.f_to(logits.device())?;
-        choose(&logits, self.sampling, &bans, &uniforms)
+        choose(&logits, self.settings.sampling, &bans, &uniforms)
     }
 
     /// Writes the chosen tokens down; returns how many rows ended.
@@ -308,8 +358,8 @@ impl<'a> Group<'a> {
         let mut ended = 0;
         for (owner, id) in self.rows.iter_mut().zip(ids) {
             let Some(prompt) = *owner else { continue };
-            let finished = self.ends.iter().any(|&end| id == i64::from(end));
-            let mut stopped = step + 1 == self.sampling.max_new_tokens;
+            let finished = self.settings.ends.iter().any(|&end| id == i64::from(end));
+            let mut stopped = step + 1 == self.settings.sampling.max_new_tokens;
             if finished {
                 out[prompt].finished = true;
             } else {
@@ -360,6 +410,20 @@ impl<'a> Group<'a> {
     }
 }
 
+fn guided(guide: &Guide<'_>, state: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    let scores = guide(state, logits).map_err(Error::Guide)?;
+    let (kind, wanted) = (scores.f_kind()?, logits.size());
+    if scores.size() != wanted || !matches!(kind, Kind::Float | Kind::Double) {
+        let got = format!("{:?} of {kind:?}", scores.size());
+        return Err(Error::input(
+            "scores of the guide",
+            format!("{wanted:?} of Float or Double"),
+            got,
+        ));
+    }
+    Ok(scores)
+}
+
 /// Tokens that would complete an n-gram that `ids` already hold.
 fn repeats(ids: &[u32], n: usize) -> impl Iterator<Item = u32> {
     let tail = ids.len().checked_sub(n - 1).map(|start| &ids[start..]);
@@ -402,8 +466,14 @@ mod tests {
         let decoder = Decoder::init_kind(&config, &mut rng, Device::Cpu, Kind::Double).unwrap();
         let mut sequences = vec![vec![1_u32, 2, 3], vec![4], vec![5, 6, 7, 8, 9]];
         let sampling = Sampling::new(8);
+        let settings = Settings {
+            sampling: &sampling,
+            ends: &[3],
+            batch: 3,
+            guide: None,
+        };
         let _guard = tch::no_grad_guard();
-        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &sampling, &[3]).unwrap();
+        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &settings).unwrap();
         for step in 0..6 {
             let states = decoder.trunk.finish(&group.last).unwrap();
             for (row, owner) in group.rows.iter().enumerate() {

@@ -82,15 +82,26 @@ pub(crate) const NO_EFFECT: [&str; 18] = [
 
 /// Reads and checks a description.
 pub(crate) fn read(dir: &Path, wanted: ModelClass) -> Result<Config> {
-    let path = &file_in(dir, CONFIG)?;
+    let map = read_object(dir, CONFIG)?;
+    let place = format!("`{}`", dir.join(CONFIG).display());
+    let config = parse(map, wanted).map_err(|what| Error::Config {
+        place: place.clone(),
+        what,
+    })?;
+    config.check_at(&place)?;
+    Ok(config)
+}
+
+/// Reads a JSON object of a description's size.
+pub(crate) fn read_object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = &file_in(dir, name)?;
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1)
         .read_to_end(&mut bytes)
         .map_err(Error::io("read", path))?;
-    let place = format!("`{}`", path.display());
     let broken = |what: String| Error::Config {
-        place: place.clone(),
+        place: format!("`{}`", path.display()),
         what,
     };
     if bytes.len() as u64 > LARGEST_FILE {
@@ -98,13 +109,10 @@ pub(crate) fn read(dir: &Path, wanted: ModelClass) -> Result<Config> {
             "larger than {LARGEST_FILE} bytes, not a model description"
         )));
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))?;
-    let Value::Object(map) = value else {
-        return Err(broken("expected a JSON object".to_owned()));
-    };
-    let config = parse(map, wanted).map_err(broken)?;
-    config.check_at(&place)?;
-    Ok(config)
+    match serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))? {
+        Value::Object(map) => Ok(map),
+        _ => Err(broken("expected a JSON object".to_owned())),
+    }
 }
 
 /// Writes a description that [`read`] and Hugging Face read back.
@@ -123,9 +131,6 @@ pub(crate) fn write(path: &Path, config: &Config, class: ModelClass, dtype: &str
     map.insert("eos_token_id".to_owned(), eos);
     map.insert("pad_token_id".to_owned(), json!(config.pad_token_id));
     map.insert("torch_dtype".to_owned(), json!(dtype));
-    if class == ModelClass::SequenceClassification {
-        map.insert("num_labels".to_owned(), json!(1));
-    }
     for (name, value) in &config.other {
         map.entry(name.clone()).or_insert_with(|| value.clone());
     }
@@ -165,11 +170,9 @@ fn class(fields: &mut Fields, expected: &str, wanted: ModelClass) -> Result<(), 
             return Err(format!("`architectures`: expected `{expected}`, got {list}"));
         }
     }
-    if let Some(labels) = fields.take("num_labels")
-        && wanted == ModelClass::SequenceClassification
-        && labels != json!(1)
-    {
-        return Err(format!("`num_labels`: only 1 is supported, got {labels}"));
+    if wanted == ModelClass::CausalLm {
+        // Says how many outputs another head had.
+        let _ = fields.take("num_labels");
     }
     Ok(())
 }

@@ -9,13 +9,16 @@
 //! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
-//! * [`SequenceClassifier`]: a decoder trunk with one score
+//! * [`SequenceClassifier`]: a decoder trunk with a score per label
+//! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`generate_guided()`]: sampling by their scores
+//! * [`LoraConfig`], [`Decoder::add_lora`]: low-rank adapters in PEFT's layout, on, off and merged
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
 mod activation;
+mod adapter;
 mod arch;
 mod attention;
 mod block;
@@ -31,13 +34,17 @@ pub mod files;
 mod folder;
 mod frequencies;
 mod generate;
+mod heads;
 mod hf;
 mod init;
 mod linear;
 mod logps;
+mod lora;
+mod low_rank;
 mod mlp;
 mod norm;
 mod params;
+mod peft;
 mod positions;
 mod precision;
 mod replay;
@@ -56,8 +63,10 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::file_in;
 pub use frequencies::RopeScaling;
-pub use generate::{Generated, Listener, generate, generate_heard};
+pub use generate::{Generated, Guide, Listener, generate, generate_guided, generate_heard};
+pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
+pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use precision::Precision;
 pub use replay::Replayed;

@@ -40,4 +40,14 @@ impl Mlp {
         };
         self.down.forward(&inner)
     }
+
+    /// Its linear maps.
+    pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
+        let mut maps = match &mut self.inner {
+            Inner::Gated { gate, up } => vec![gate, up],
+            Inner::FusedGate(map) | Inner::Plain(map) => vec![map],
+        };
+        maps.push(&mut self.down);
+        maps
+    }
 }

@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::low_rank::Adapter;
 use crate::{Error, Result};
 
 /// One tensor of a model.
@@ -142,6 +143,7 @@ impl Param {
 pub struct Params {
     entries: Vec<Param>,
     index: HashMap<String, usize>,
+    adapter: Option<Adapter>,
 }
 
 impl Params {
@@ -152,6 +154,7 @@ impl Params {
         let mut params = Self {
             entries: Vec::with_capacity(entries.len()),
             index: HashMap::with_capacity(entries.len()),
+            adapter: None,
         };
         entries
             .into_iter()
@@ -178,6 +181,33 @@ impl Params {
         param.set_trainable(trainable)?;
         self.entries.push(param);
         Ok(())
+    }
+
+    /// What is known of the adapter among the tensors, where there is one.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Takes the tensors of an adapter over, after all others.
+    pub(crate) fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
+        let device = self.entries.first().map_or(Device::Cpu, |p| p.value.device());
+        let moved = tensors
+            .into_iter()
+            .map(|(name, value)| Ok((name, value.f_to(device)?)))
+            .collect::<Result<Vec<_>>>()?;
+        moved
+            .into_iter()
+            .try_for_each(|(name, value)| self.push(name, value, true))?;
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    /// Drops the tensors of the adapter; they stand last.
+    pub(crate) fn detach(&mut self) {
+        let Some(adapter) = self.adapter.take() else { return };
+        self.entries.truncate(self.entries.len() - 2 * adapter.modules.len());
+        let kept = self.entries.len();
+        self.index.retain(|_, place| *place < kept);
     }
 
     /// Names and weights in order, trained or not: of each what is saved ([`Param::full`]).
@@ -259,6 +289,19 @@ impl Params {
         }
     }
 
+    /// Replaces the weights of one name; leaf and kind stay.
+    pub(crate) fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        match self.index.get(name) {
+            Some(&at) => self.entries[at].assign(value),
+            None => Err(Error::input("parameters", format!("`{name}`"), "no such tensor")),
+        }
+    }
+
+    /// Makes every leaf the rounded copy of its master again.
+    pub(crate) fn round(&self) -> Result<()> {
+        self.entries.iter().try_for_each(Param::round)
+    }
+
     /// Whether the leaves have a kind, or are f64 where f32 is asked for.
     pub(crate) fn is_of(&self, kind: Kind) -> Result<bool> {
         let mut kinds = self.entries.iter().map(|param| param.value.f_kind());
@@ -274,6 +317,12 @@ impl Params {
             entries: entries.collect::<Result<_>>()?,
             ..self
         })
+    }
+
+    /// The tensor of a name that must exist.
+    pub(crate) fn known(&self, name: &str) -> Result<&Tensor> {
+        self.get(name)
+            .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
     }
 
     /// A handle on the leaf of a name, for the module that computes with it.

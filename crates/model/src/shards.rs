@@ -52,55 +52,23 @@ struct Source {
 /// Reads exactly the wanted tensors, in their order, as f32 or f64 on a device: each present with its shape, a
 /// float kind and finite numbers, and none besides. Without a kind, f64 stays and everything else becomes f32.
 pub(crate) fn read(dir: &Path, wanted: &Wanted, kind: Option<Kind>, device: Device) -> Result<Vec<(String, Tensor)>> {
-    let mut source = Source::open(dir)?;
-    let bare = !source.place.keys().any(|name| name.starts_with(wanted.prefix));
-    let stored = |name: &str| {
-        let stripped = if bare { name.strip_prefix(wanted.prefix) } else { None };
-        stripped.unwrap_or(name).to_owned()
+    Source::open(dir)?.read(wanted, kind, device)
+}
+
+/// The same from one file beside a model, in the kind and on the device of its weights.
+pub(crate) fn read_file(
+    dir: &Path,
+    name: &str,
+    tensors: Vec<Spec>,
+    (kind, device): (Kind, Device),
+) -> Result<Vec<(String, Tensor)>> {
+    let wanted = Wanted {
+        tensors,
+        prefix: "",
+        buffers: Vec::new(),
+        copy: None,
     };
-    let mut names: Vec<(String, &Spec)> = wanted.tensors.iter().map(|s| (stored(&s.name), s)).collect();
-    let missing = names
-        .iter()
-        .map(|(n, _)| n.as_str())
-        .filter(|n| !source.place.contains_key(*n));
-    let missing: Vec<&str> = missing.collect();
-    if !missing.is_empty() {
-        return Err(Error::weights(&source.path, format!("missing {}", named(&missing))));
-    }
-    let copy = wanted.copy.filter(|(copy, _)| source.place.contains_key(*copy));
-    let original = copy.and_then(|(copy, original)| {
-        let original = wanted.tensors.iter().find(|s| s.name == original)?;
-        Some((copy, original))
-    });
-    source.refuse_others(
-        &names,
-        wanted.buffers.iter().map(|n| stored(n)),
-        original.map(|(copy, _)| copy),
-    )?;
-    names.extend(original.map(|(copy, spec)| (copy.to_owned(), spec)));
-    let double = source.check(&names)?;
-    let kind = kind.unwrap_or(if double { Kind::Double } else { Kind::Float });
-    let mut out = Vec::with_capacity(wanted.tensors.len());
-    for (stored, spec) in &names {
-        let file = source.file(stored)?;
-        match original.filter(|(copy, _)| copy == stored) {
-            None => out.push((spec.name.clone(), file.finite_tensor(stored, kind)?.f_to(device)?)),
-            Some((copy, spec)) => {
-                let same = out.iter().find(|(name, _)| *name == spec.name);
-                if !same.is_some_and(|(_, tensor)| file.equals(stored, tensor).unwrap_or(false)) {
-                    return Err(Error::weights(
-                        &source.path,
-                        format!(
-                            "`tie_word_embeddings` is true and tensor `{copy}` differs from `{}`\n\
-                             hint: set it to false in config.json, or remove the tensor",
-                            spec.name
-                        ),
-                    ));
-                }
-            }
-        }
-    }
-    Ok(out)
+    Source::single(file_in(dir, name)?)?.read(&wanted, Some(kind), device)
 }
 
 impl Source {
@@ -114,14 +82,69 @@ impl Source {
             (false, true) => Self::shards(dir, index),
             _ => {
                 explain_absence(dir, &single)?;
-                let file = Reader::open(&single)?;
-                Ok(Self {
-                    place: file.names().into_iter().map(|name| (name, 0)).collect(),
-                    files: vec![file],
-                    path: single,
-                })
+                Self::single(single)
             }
         }
+    }
+
+    fn single(path: PathBuf) -> Result<Self> {
+        let file = Reader::open(&path)?;
+        Ok(Self {
+            place: file.names().into_iter().map(|name| (name, 0)).collect(),
+            files: vec![file],
+            path,
+        })
+    }
+
+    fn read(&mut self, wanted: &Wanted, kind: Option<Kind>, device: Device) -> Result<Vec<(String, Tensor)>> {
+        let bare = !self.place.keys().any(|name| name.starts_with(wanted.prefix));
+        let stored = |name: &str| {
+            let stripped = if bare { name.strip_prefix(wanted.prefix) } else { None };
+            stripped.unwrap_or(name).to_owned()
+        };
+        let mut names: Vec<(String, &Spec)> = wanted.tensors.iter().map(|s| (stored(&s.name), s)).collect();
+        let missing = names
+            .iter()
+            .map(|(n, _)| n.as_str())
+            .filter(|n| !self.place.contains_key(*n));
+        let missing: Vec<&str> = missing.collect();
+        if !missing.is_empty() {
+            return Err(Error::weights(&self.path, format!("missing {}", named(&missing))));
+        }
+        let copy = wanted.copy.filter(|(copy, _)| self.place.contains_key(*copy));
+        let original = copy.and_then(|(copy, original)| {
+            let original = wanted.tensors.iter().find(|s| s.name == original)?;
+            Some((copy, original))
+        });
+        self.refuse_others(
+            &names,
+            wanted.buffers.iter().map(|n| stored(n)),
+            original.map(|(copy, _)| copy),
+        )?;
+        names.extend(original.map(|(copy, spec)| (copy.to_owned(), spec)));
+        let double = self.check(&names)?;
+        let kind = kind.unwrap_or(if double { Kind::Double } else { Kind::Float });
+        let mut out = Vec::with_capacity(wanted.tensors.len());
+        for (stored, spec) in &names {
+            let file = self.file(stored)?;
+            match original.filter(|(copy, _)| copy == stored) {
+                None => out.push((spec.name.clone(), file.finite_tensor(stored, kind)?.f_to(device)?)),
+                Some((copy, spec)) => {
+                    let same = out.iter().find(|(name, _)| *name == spec.name);
+                    if !same.is_some_and(|(_, tensor)| file.equals(stored, tensor).unwrap_or(false)) {
+                        return Err(Error::weights(
+                            &self.path,
+                            format!(
+                                "`tie_word_embeddings` is true and tensor `{copy}` differs from `{}`\n\
+                             hint: set it to false in config.json, or remove the tensor",
+                                spec.name
+                            ),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// Opens every shard; index and shards must agree on what is where.
@@ -192,7 +215,7 @@ impl Source {
         if others.is_empty() {
             return Ok(());
         }
-        let what = format!("does not fit its config.json: unexpected {}", named(&others));
+        let what = format!("does not fit its description: unexpected {}", named(&others));
         Err(Error::weights(&self.path, what))
     }
 

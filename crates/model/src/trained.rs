@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Error, Param, Params, Result};
+use crate::{Error, LoraConfig, Param, Params, Result};
 
-/// The part of a model that is trained, in manifests a map of one key: `{ all: {} }` or `{ top: { layers: 3 } }`.
+/// The part of a model that is trained, in manifests a map of one key: `{ all: {} }`, `{ top: { layers: 3 } }` or
+/// `{ lora: { r: 8, alpha: 16, target_modules: all-linear } }`.
 ///
 /// ```
 /// use unsay_model::Trained;
@@ -16,7 +17,7 @@ use crate::{Error, Param, Params, Result};
 /// assert_eq!(trained, Trained::Top { layers: 3 });
 /// assert_eq!(Trained::default(), Trained::All {});
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Trained {
     /// Everything.
@@ -27,6 +28,8 @@ pub enum Trained {
         /// How many blocks, from the last; at least 1 and at most as many as there are.
         layers: usize,
     },
+    /// A low-rank adapter beside frozen weights; of a classifier its score, too.
+    Lora(LoraConfig),
 }
 
 impl Default for Trained {
@@ -43,8 +46,16 @@ impl Trained {
 
     /// What is out of range for a model of `n_layers` blocks, where that is known, as (field, message).
     pub fn check(&self, n_layers: Option<usize>) -> Vec<(String, String)> {
-        let Self::Top { layers } = self else {
-            return Vec::new();
+        let layers = match self {
+            Self::All {} => return Vec::new(),
+            Self::Top { layers } => layers,
+            Self::Lora(lora) => {
+                let problem = lora.check().err();
+                return problem
+                    .map(|e| ("lora".to_owned(), e.to_string()))
+                    .into_iter()
+                    .collect();
+            }
         };
         let wanted = match n_layers {
             Some(most) if *layers > most => format!("at most {most}, the blocks of the model"),
@@ -66,6 +77,8 @@ impl Params {
         }
         match trained {
             Trained::All {} => self.train_only(|_| true),
+            // Put on where the blocks are at hand.
+            Trained::Lora(_) => Ok(()),
             Trained::Top { layers } => {
                 let parts = self.parts();
                 let first = n_blocks - layers;

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, attend_with_f32_softmax};
 use crate::block::Block;
+use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
 use crate::replay::Replayed;
@@ -21,6 +22,8 @@ pub struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
     blocks: Vec<Block>,
+    /// Every linear map of the blocks, in their order.
+    pub(crate) linear: Vec<LinearShape>,
     norm: Norm,
     pub(crate) positions: Positions,
     /// What each block's window is; none where it sees everything before it.
@@ -43,15 +46,25 @@ pub(crate) struct Frame {
     sights: Sights,
 }
 
+/// The number of its block with each linear map.
+fn linear_maps(blocks: &mut [Block]) -> impl Iterator<Item = (usize, &mut Linear)> {
+    blocks.iter_mut().enumerate().flat_map(|(i, block)| {
+        let maps = block.attention.linear_maps().into_iter().chain(block.mlp.linear_maps());
+        maps.map(move |map| (i, map))
+    })
+}
+
 impl Trunk {
     pub(crate) fn new(config: &Config, params: &Params) -> Result<Self> {
         let form = config.architecture.form();
         let embedding = params.shared(form.embedding())?;
-        let blocks = (0..config.num_hidden_layers)
+        let mut blocks = (0..config.num_hidden_layers)
             .map(|i| form.block(config, params, i))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        let linear = linear_maps(&mut blocks).map(|(i, map)| map.shape(i));
         Ok(Self {
             config: config.clone(),
+            linear: linear.collect::<Result<_>>()?,
             blocks,
             norm: form.final_norm(config, params)?,
             positions: form.positions(config, params)?,
@@ -76,6 +89,11 @@ impl Trunk {
     /// How many blocks (L).
     pub fn n_blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Takes up the adapter that the parameters hold, or drops the one that they no longer hold.
+    pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
+        linear_maps(&mut self.blocks).try_for_each(|(_, map)| map.readapt(params))
     }
 
     /// Rounds norms and angles to f32, and the softmax of attention when asked: see

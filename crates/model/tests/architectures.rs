@@ -7,14 +7,14 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{config, decoder, random_ids};
+use common::{config, decoder, random, random_ids};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Activation, Architecture, Config, Decoder, Gpt2, Llama, Mistral, Phi3, Precision, Qwen2, RopeScaling, Sampling,
-    SequenceClassifier, Trained, generate,
+    Activation, Architecture, Config, Decoder, Gpt2, Llama, LoraConfig, Mistral, Phi3, Precision, Qwen2, RopeScaling,
+    Sampling, SequenceClassifier, TargetModules, Trained, generate,
 };
 
 /// A small description of each architecture and of each of its forms.
@@ -116,6 +116,49 @@ fn new_models_survive_their_folders_and_keep_their_description() {
         for (name, tensor) in model.params().iter().filter(|(name, _)| name.ends_with("bias")) {
             assert!(tensor.abs().max().double_value(&[]) == 0.0, "{name}");
         }
+        seen += 1;
+    }
+    assert_eq!(seen, 9);
+}
+
+#[test]
+fn every_linear_map_takes_an_adapter() {
+    tch::set_num_threads(1);
+    let settings = LoraConfig {
+        r: 2,
+        alpha: 3.0,
+        target_modules: TargetModules::AllLinear,
+        layers: None,
+        use_rslora: false,
+    };
+    let mut seen = 0;
+    for config in all() {
+        let mut model = decoder(&config, 1, Kind::Double);
+        let ids = Tensor::from_slice(&random_ids(18, config.vocab_size, 2)).view([2, 9]);
+        let base = logits(&model, &ids);
+        model.add_lora(&settings, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
+        assert!(logits(&model, &ids).equal(&base), "{config:?}");
+        for (seed, param) in (30..).zip(model.params().trainable()) {
+            let values = random(&param.value().size(), seed) * 0.5;
+            no_grad(|| param.value().shallow_clone().copy_(&values));
+        }
+        let on = logits(&model, &ids);
+        model.hidden(&ids).unwrap().square().sum(Kind::Double).backward();
+        assert!(
+            model.params().trainable().all(|p| p.value().grad().defined()),
+            "{config:?}"
+        );
+        assert_eq!(model.params().trainable().count(), 2 * model.linear_modules().len());
+        let folder = tempfile::tempdir().unwrap();
+        model.save_adapter(folder.path(), "base").unwrap();
+        let mut back = decoder(&config, 1, Kind::Double);
+        assert!(back.load_adapter(folder.path()).unwrap().is_empty());
+        assert_eq!(back.adapter(), Some(&settings));
+        assert!(logits(&back, &ids).equal(&on), "{config:?}");
+        model.merge_adapter().unwrap();
+        let difference = (logits(&model, &ids) - &on).abs().max() / on.abs().max();
+        assert!(difference.double_value(&[]) < 1e-11, "{config:?}");
+        assert!((&on - &base).abs().max().double_value(&[]) > 0.1);
         seen += 1;
     }
     assert_eq!(seen, 9);
@@ -353,7 +396,9 @@ fn parts_of_the_trunk_and_replayed_passes_are_the_whole() {
     let mut compared = 0;
     for config in all() {
         for trained in [Trained::All {}, Trained::Top { layers: 2 }] {
-            let decoder = decoder(&config, 3, Kind::Float).with_trained(&trained).unwrap();
+            let decoder = decoder(&config, 3, Kind::Float)
+                .with_trained(&trained, &mut ChaCha8Rng::seed_from_u64(1))
+                .unwrap();
             let (trunk, n_frozen) = (decoder.trunk(), decoder.params().n_frozen());
             assert_eq!(n_frozen, if trained.is_default() { 0 } else { 1 });
             let whole = trunk.hidden(&ids).unwrap();

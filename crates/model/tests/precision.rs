@@ -51,16 +51,26 @@ fn masters_keep_what_the_leaves_round() {
 #[test]
 fn frozen_tensors_have_no_master_unless_they_were_trained_before() {
     let top = |layers| Trained::Top { layers };
-    let chosen = decoder(1).with_trained(&top(1)).unwrap().with_precision(BF16).unwrap();
+    let chosen = decoder(1)
+        .with_trained(&top(1), &mut ChaCha8Rng::seed_from_u64(1))
+        .unwrap()
+        .with_precision(BF16)
+        .unwrap();
     let masters = |decoder: &Decoder| decoder.params().trainable().filter(|p| p.master().is_some()).count();
     assert_eq!((masters(&chosen), chosen.params().len()), (10, 29));
     let (_, frozen) = chosen.params().iter().next().unwrap();
     assert_eq!(frozen.kind(), Kind::BFloat16);
     // Trained again, the rounded weights are where it starts from.
-    let all = chosen.with_trained(&Trained::All {}).unwrap();
+    let all = chosen
+        .with_trained(&Trained::All {}, &mut ChaCha8Rng::seed_from_u64(1))
+        .unwrap();
     assert_eq!(masters(&all), 29);
     let plain = decoder(1);
-    let later = decoder(1).with_precision(BF16).unwrap().with_trained(&top(1)).unwrap();
+    let later = decoder(1)
+        .with_precision(BF16)
+        .unwrap()
+        .with_trained(&top(1), &mut ChaCha8Rng::seed_from_u64(1))
+        .unwrap();
     let mut pairs = plain.params().iter().zip(later.params().iter());
     assert!(pairs.all(|((_, a), (_, b))| equal(a, b)));
 }
@@ -93,7 +103,7 @@ fn folders_are_f32_and_read_back_the_masters() {
     );
     // What is frozen was rounded, and is saved as it is computed with.
     let frozen = decoder(1)
-        .with_trained(&Trained::Top { layers: 1 })
+        .with_trained(&Trained::Top { layers: 1 }, &mut ChaCha8Rng::seed_from_u64(1))
         .unwrap()
         .with_precision(BF16)
         .unwrap();

@@ -4,6 +4,8 @@
 mod common;
 
 use common::random_ids;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 use unsay_model::{Config, Decoder, Precision, Trained};
 
@@ -61,7 +63,9 @@ fn replayed_gradients_are_those_of_the_plain_pass_bit_for_bit() {
             for trained in [Trained::All {}, top(1), top(3)] {
                 let mut config = config();
                 config.tie_word_embeddings = tied;
-                let decoder = common::decoder(&config, 4, kind).with_trained(&trained).unwrap();
+                let decoder = common::decoder(&config, 4, kind)
+                    .with_trained(&trained, &mut ChaCha8Rng::seed_from_u64(1))
+                    .unwrap();
                 let decoder = decoder.with_precision(precision).unwrap();
                 let ids = ids(3, 7);
                 backward(&decoder, &decoder.trunk().hidden(&ids).unwrap());
@@ -118,7 +122,9 @@ fn what_is_trained_says_what_is_frozen_below() {
     let frozen = |trained: &Trained, tied: bool| {
         let mut config = config.clone();
         config.tie_word_embeddings = tied;
-        let decoder = common::decoder(&config, 1, Kind::Float).with_trained(trained).unwrap();
+        let decoder = common::decoder(&config, 1, Kind::Float)
+            .with_trained(trained, &mut ChaCha8Rng::seed_from_u64(1))
+            .unwrap();
         let names: Vec<String> = decoder.params().trainable().map(|p| p.name().to_owned()).collect();
         (decoder.params().n_frozen(), names)
     };
@@ -132,11 +138,16 @@ fn what_is_trained_says_what_is_frozen_below() {
     // An output embedding of its own stands above.
     assert_eq!(frozen(&top(1), false).1[10..], ["lm_head.weight"]);
     let mut decoder = common::decoder(&config, 1, Kind::Float);
-    decoder = decoder.with_trained(&top(1)).unwrap();
+    decoder = decoder
+        .with_trained(&top(1), &mut ChaCha8Rng::seed_from_u64(1))
+        .unwrap();
     let below: Vec<&str> = decoder.params().below(1).map(|p| p.name()).collect();
     assert_eq!(below.len(), 10);
     assert_eq!(below[0], "model.embed_tokens.weight");
-    let error = decoder.with_trained(&top(4)).unwrap_err().to_string();
+    let error = decoder
+        .with_trained(&top(4), &mut ChaCha8Rng::seed_from_u64(1))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`layers`: expected at most 3"), "{error}");
 }
 

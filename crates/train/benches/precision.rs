@@ -92,7 +92,7 @@ fn fit(shape: &str, way: &str, folder: &std::path::Path) -> Fit<LanguageObjectiv
         false => Trained::All {},
     };
     let decoder = Decoder::init(&config, &mut stream(0, "init", 0), Device::Cpu).unwrap();
-    let decoder = decoder.with_trained(&trained).unwrap();
+    let decoder = decoder.with_trained(&trained, &mut stream(0, "lora", 0)).unwrap();
     let (train, valid) = (source(4 * batch, length, vocab), source(1, length, vocab));
     let examples = Examples::new(vec![train.clone()], valid.clone()).unwrap();
     let (decoder, states) = match has("cached") {

@@ -22,6 +22,7 @@ pub struct ClassifierObjective {
     examples: Examples,
     device: Device,
     pass: Pass,
+    base_name: String,
 }
 
 impl ClassifierObjective {
@@ -48,6 +49,7 @@ impl ClassifierObjective {
             examples,
             device,
             pass: Pass::default(),
+            base_name: String::new(),
         })
     }
 
@@ -58,6 +60,15 @@ impl ClassifierObjective {
     pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
         self.pass = self.pass.with_prefix_states(states, &self.examples)?;
         Ok(self)
+    }
+
+    /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
+    #[must_use]
+    pub fn with_base_name(self, base_name: impl Into<String>) -> Self {
+        Self {
+            base_name: base_name.into(),
+            ..self
+        }
     }
 
     /// The classifier as it is now.
@@ -172,10 +183,16 @@ impl Objective for ClassifierObjective {
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        Ok(self.classifier.save(folder)?)
+        match self.classifier.adapter() {
+            Some(_) => Ok(self.classifier.save_adapter(folder, &self.base_name)?),
+            None => Ok(self.classifier.save(folder)?),
+        }
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        Ok(self.classifier.read_weights(folder)?)
+        match self.classifier.adapter() {
+            Some(_) => Ok(self.classifier.read_adapter(folder)?),
+            None => Ok(self.classifier.read_weights(folder)?),
+        }
     }
 }

@@ -23,6 +23,7 @@ pub struct LanguageObjective {
     examples: Examples,
     device: Device,
     pass: Pass,
+    base_name: String,
 }
 
 /// One micro-batch on the host.
@@ -51,6 +52,7 @@ impl LanguageObjective {
             examples,
             device,
             pass: Pass::default(),
+            base_name: String::new(),
         })
     }
 
@@ -61,6 +63,15 @@ impl LanguageObjective {
     pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
         self.pass = self.pass.with_prefix_states(states, &self.examples)?;
         Ok(self)
+    }
+
+    /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
+    #[must_use]
+    pub fn with_base_name(self, base_name: impl Into<String>) -> Self {
+        Self {
+            base_name: base_name.into(),
+            ..self
+        }
     }
 
     /// The decoder as it is now.
@@ -278,11 +289,18 @@ impl Objective for LanguageObjective {
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        Ok(self.decoder.save(folder)?)
+        // An adapter is stored alone: the weights below it are those that the run began with.
+        match self.decoder.adapter() {
+            Some(_) => Ok(self.decoder.save_adapter(folder, &self.base_name)?),
+            None => Ok(self.decoder.save(folder)?),
+        }
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        Ok(self.decoder.read_weights(folder)?)
+        match self.decoder.adapter() {
+            Some(_) => Ok(self.decoder.read_adapter(folder)?),
+            None => Ok(self.decoder.read_weights(folder)?),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 use unsay_data::{Batch, Encoded};
-use unsay_model::{Params, Trunk, files};
+use unsay_model::{Config, Params, Trunk, files};
 
 use crate::error::{Error, Result};
 use crate::examples::hex;
@@ -306,7 +306,12 @@ fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<
 /// A hash of what decides the states: description, precision, weights.
 fn model_hash(trunk: &Trunk, params: &Params, n_blocks: usize) -> Result<String> {
     let mut hash = Sha256::new();
-    hash.update(format!("{:?}\n{n_blocks}\n{:?}\n", trunk.config(), trunk.kind()?));
+    // What a description holds besides, such as the number of a classifier's labels, does not change what is computed.
+    let config = Config {
+        other: Default::default(),
+        ..trunk.config().clone()
+    };
+    hash.update(format!("{config:?}\n{n_blocks}\n{:?}\n", trunk.kind()?));
     for param in params.below(n_blocks) {
         hash.update(format!("{} {:?}\n", param.name(), param.value().size()));
         hash.update(bytes_of(&param.value().f_detach()?.f_to(tch::Device::Cpu)?)?);

@@ -21,8 +21,6 @@ const TOKENS: &str = "transformer.wte.weight";
 const POSITIONS: &str = "transformer.wpe.weight";
 const NORM: &str = "transformer.ln_f";
 
-const LINEARS: [&str; 4] = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
-
 fn block_prefix(index: usize) -> String {
     format!("transformer.h.{index}.")
 }
@@ -146,14 +144,6 @@ impl Form for Gpt2 {
 
     fn prefix(&self) -> &'static str {
         "transformer."
-    }
-
-    fn block_prefix(&self, index: usize) -> String {
-        block_prefix(index)
-    }
-
-    fn linears(&self) -> &'static [&'static str] {
-        &LINEARS
     }
 
     /// The causal mask and the number that stood for minus infinity.

@@ -139,16 +139,6 @@ pub(super) fn last_norm(config: &Config) -> Spec {
     Spec::ones(format!("{NORM}.weight"), config.hidden_size)
 }
 
-pub(super) const LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 pub(super) fn block_prefix(index: usize) -> String {
     format!("model.layers.{index}.")
 }
@@ -266,14 +256,6 @@ impl Form for Llama {
 
     fn prefix(&self) -> &'static str {
         "model."
-    }
-
-    fn block_prefix(&self, index: usize) -> String {
-        block_prefix(index)
-    }
-
-    fn linears(&self) -> &'static [&'static str] {
-        &LINEARS
     }
 
     fn buffers(&self, config: &Config) -> Vec<String> {

@@ -92,12 +92,6 @@ pub(crate) trait Form: Debug {
     /// What every name of the trunk's tensors begins with; folders of the bare trunk leave it out.
     fn prefix(&self) -> &'static str;
 
-    /// What names begin with in block number `index`, up to the names of its modules.
-    fn block_prefix(&self, index: usize) -> String;
-
-    /// The linear maps of a block by their names behind [`Form::block_prefix`].
-    fn linears(&self) -> &'static [&'static str];
-
     /// Tensors that folders may hold although they are computed and not learned; they are left unread.
     fn buffers(&self, config: &Config) -> Vec<String>;
 
@@ -138,7 +132,9 @@ pub(crate) enum Initial {
     Zero,
     /// Normal draws with the description's spread.
     Normal,
-    /// The same for a projection that writes into the residual stream: narrower by 1/√(2L), so that the
+    /// Uniform draws in ±1/√in, for a matrix [out, in] (He's uniform draws at a slope of √5).
+    Uniform,
+    /// The same as `Normal` for a projection that writes into the residual stream: narrower by 1/√(2L), so that the
     /// stream's variance does not grow with depth.
     IntoResidual,
 }

@@ -40,13 +40,6 @@ impl Phi3 {
     }
 }
 
-const LINEARS: [&str; 4] = [
-    "self_attn.qkv_proj",
-    "self_attn.o_proj",
-    "mlp.gate_up_proj",
-    "mlp.down_proj",
-];
-
 impl Form for Phi3 {
     fn model_type(&self) -> &'static str {
         "phi3"
@@ -122,14 +115,6 @@ impl Form for Phi3 {
 
     fn prefix(&self) -> &'static str {
         "model."
-    }
-
-    fn block_prefix(&self, index: usize) -> String {
-        llama::block_prefix(index)
-    }
-
-    fn linears(&self) -> &'static [&'static str] {
-        &LINEARS
     }
 
     fn buffers(&self, config: &Config) -> Vec<String> {

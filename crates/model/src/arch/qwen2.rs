@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::llama::{self, Biases, Defaults, LINEARS};
+use super::llama::{self, Biases, Defaults};
 use super::{Architecture, Form, Spec};
 use crate::block::Block;
 use crate::fields::{Fields, LAYER_TYPES};
@@ -119,14 +119,6 @@ impl Form for Qwen2 {
 
     fn prefix(&self) -> &'static str {
         "model."
-    }
-
-    fn block_prefix(&self, index: usize) -> String {
-        llama::block_prefix(index)
-    }
-
-    fn linears(&self) -> &'static [&'static str] {
-        &LINEARS
     }
 
     fn buffers(&self, config: &Config) -> Vec<String> {

@@ -15,7 +15,9 @@ use unsay_train::{
 const BF16: Precision = Precision::Bf16 { even_if_slower: true };
 
 fn top(decoder: Decoder) -> Decoder {
-    decoder.with_trained(&Trained::Top { layers: 1 }).unwrap()
+    decoder
+        .with_trained(&Trained::Top { layers: 1 }, &mut stream(0, "lora", 0))
+        .unwrap()
 }
 
 /// A longer trunk than that of the other tests, of which the last block is trained.
@@ -24,7 +26,7 @@ fn deep(kind: Kind, trained: &Trained) -> Decoder {
     let mut config = support::config();
     config.num_hidden_layers = 4;
     let decoder = Decoder::init_kind(&config, &mut stream(5, "init", 0), Device::Cpu, kind).unwrap();
-    decoder.with_trained(trained).unwrap()
+    decoder.with_trained(trained, &mut stream(0, "lora", 0)).unwrap()
 }
 
 fn language(decoder: Decoder) -> LanguageObjective {
@@ -78,7 +80,7 @@ fn replayed_steps_are_the_plain_ones() {
         (Kind::Float, Precision::default()),
         (Kind::Float, BF16),
     ] {
-        for trained in [&Trained::All {}, &top] {
+        for trained in [&Trained::All {}, &top, &support::lora(3)] {
             for micro_batch in [6, 4] {
                 let run = |replay| train(language(deep(kind, trained)), &settings(replay, precision, micro_batch));
                 let (plain, replayed) = (run(false), run(true));
@@ -131,23 +133,26 @@ fn gradients(objective: LanguageObjective, settings: &Settings) -> Vec<f64> {
 
 #[test]
 fn gradients_from_a_file_of_states_are_those_from_tokens() {
-    let frozen = Trained::Top { layers: 1 };
     for (kind, precision, tolerance) in [
         (Kind::Double, Precision::default(), 1e-12),
         (Kind::Float, Precision::default(), 1e-5),
         (Kind::Float, BF16, 0.02),
     ] {
-        for replay in [false, true] {
+        let ways = [Trained::Top { layers: 1 }, support::lora(3)];
+        for (replay, frozen) in [false, true]
+            .into_iter()
+            .flat_map(|replay| ways.each_ref().map(|way| (replay, way)))
+        {
             let settings = settings(replay, precision, 4);
-            let plain = gradients(language(deep(kind, &frozen)), &settings);
+            let plain = gradients(language(deep(kind, frozen)), &settings);
             let scale = plain.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
             // All that is frozen, and less than that.
             for n_frozen in [3, 1] {
                 let folder = tempfile::tempdir().unwrap();
-                let made_by = deep(kind, &frozen).with_precision(precision).unwrap();
+                let made_by = deep(kind, frozen).with_precision(precision).unwrap();
                 let files = states(folder.path(), &made_by, n_frozen, &mixed());
                 assert!(files.iter().all(|file| file.n_blocks() == n_frozen));
-                let objective = language(deep(kind, &frozen)).with_prefix_states(files).unwrap();
+                let objective = language(deep(kind, frozen)).with_prefix_states(files).unwrap();
                 let cached = gradients(objective, &settings);
                 let difference = largest_difference(&plain, &cached);
                 assert!(
@@ -160,10 +165,37 @@ fn gradients_from_a_file_of_states_are_those_from_tokens() {
 }
 
 #[test]
+fn a_classifier_with_an_adapter_resumes_exactly() {
+    let labels = [Label::Positive, Label::Negative];
+    let run = |stops: &[usize]| {
+        let folder = tempfile::tempdir().unwrap();
+        for &stop in stops.iter().chain(&[9]) {
+            let examples = Examples::new(vec![support::assorted(9, &labels)], support::assorted(4, &labels)).unwrap();
+            let adapted = classifier(Kind::Float).with_trained(&support::lora(1), &mut stream(0, "lora", 0));
+            let objective = ClassifierObjective::new(adapted.unwrap(), examples).unwrap();
+            let settings = Settings {
+                checkpoint_every: Some(2),
+                ..settings(true, BF16, 4)
+            };
+            let fit = Fit::open(objective.with_base_name("base"), &settings, 3, folder.path()).unwrap();
+            fit.take(stop).for_each(|record| drop(record.unwrap()));
+        }
+        support::files(folder.path())
+    };
+    let whole = run(&[]);
+    assert!(whole.keys().any(|name| name.ends_with("adapter_model.safetensors")));
+    assert!(whole == run(&[1]) && whole == run(&[2]));
+}
+
+#[test]
 fn a_classifier_trains_from_states_too() {
     let labels = [Label::Positive, Label::Negative];
     let examples = || Examples::new(vec![support::assorted(9, &labels)], support::assorted(4, &labels)).unwrap();
-    let frozen = |kind| classifier(kind).with_trained(&Trained::Top { layers: 1 }).unwrap();
+    let frozen = |kind| {
+        classifier(kind)
+            .with_trained(&Trained::Top { layers: 1 }, &mut stream(0, "lora", 0))
+            .unwrap()
+    };
     let plain = ClassifierObjective::new(frozen(Kind::Double), examples()).unwrap();
     let settings = settings(false, Precision::default(), 4);
     let (plain, losses) = train(plain, &settings);

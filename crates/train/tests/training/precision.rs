@@ -26,11 +26,13 @@ fn settings() -> Settings {
 
 #[test]
 fn a_bf16_run_resumes_exactly() {
-    for trained in [Trained::All {}, Trained::Top { layers: 1 }] {
+    for trained in [Trained::All {}, Trained::Top { layers: 1 }, support::lora(1)] {
         let run = |stops: &[usize]| {
             let folder = tempfile::tempdir().unwrap();
             for &stop in stops.iter().chain(&[usize::MAX]) {
-                let decoder = decoder(Kind::Float).with_trained(&trained).unwrap();
+                let decoder = decoder(Kind::Float)
+                    .with_trained(&trained, &mut stream(0, "lora", 0))
+                    .unwrap();
                 let mut fit = Fit::open(nll(decoder, mixed()), &settings(), 4, folder.path()).unwrap();
                 fit.by_ref().take(stop).for_each(|record| drop(record.unwrap()));
                 assert_eq!(fit.objective().decoder().trunk().kind().unwrap(), Kind::BFloat16);
@@ -41,6 +43,7 @@ fn a_bf16_run_resumes_exactly() {
             files(folder.path())
         };
         let whole = run(&[]);
+        // A folder of weights or of an adapter has two files.
         assert_eq!(whole.len(), 7);
         for stops in [vec![2], vec![4], vec![1, 2, 5]] {
             let found = run(&stops);
@@ -58,7 +61,9 @@ fn a_checkpoint_of_another_precision_or_part_is_refused() {
     let mut fit = Fit::open(nll(decoder(Kind::Float), mixed()), &settings(), 4, folder.path()).unwrap();
     fit.by_ref().for_each(|record| drop(record.unwrap()));
     let refused = |trained: Trained, settings: &Settings| {
-        let decoder = decoder(Kind::Float).with_trained(&trained).unwrap();
+        let decoder = decoder(Kind::Float)
+            .with_trained(&trained, &mut stream(0, "lora", 0))
+            .unwrap();
         let fit = Fit::open(nll(decoder, mixed()), settings, 4, folder.path());
         fit.map(|_| ()).unwrap_err().to_string()
     };

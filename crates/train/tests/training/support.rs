@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Kind};
 use unsay_data::{Encoded, Label, Span, Tokenizer, stream};
-use unsay_model::{Config, Decoder, Params, SequenceClassifier, Size};
+use unsay_model::{Config, Decoder, Layers, LoraConfig, Params, SequenceClassifier, Size, TargetModules, Trained};
 use unsay_train::{Examples, Source};
 
 pub(crate) const VOCAB: usize = 24;
@@ -34,6 +34,17 @@ pub(crate) fn decoder(kind: Kind) -> Decoder {
 
 pub(crate) fn classifier(kind: Kind) -> SequenceClassifier {
     SequenceClassifier::from_trunk(decoder(kind), &mut stream(5, "head", 0)).unwrap()
+}
+
+/// An adapter in one block.
+pub(crate) fn lora(layer: usize) -> Trained {
+    Trained::Lora(LoraConfig {
+        r: 3,
+        alpha: 6.0,
+        target_modules: TargetModules::AllLinear,
+        layers: Some(Layers::List(vec![layer])),
+        use_rslora: false,
+    })
 }
 
 /// `[bos] prompt [sep] completion [eos]`.
