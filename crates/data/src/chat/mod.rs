@@ -11,6 +11,7 @@ mod methods;
 mod output;
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -125,6 +126,18 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         extra: &Map<String, serde_json::Value>,
     ) -> Result<String> {
+        let read = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        self.write(Value::from(Serde(messages)), read, add_generation_prompt, extra)
+    }
+
+    /// The same for messages of any form, which take so many bytes.
+    fn write(
+        &self,
+        messages: Value,
+        read: usize,
+        add_generation_prompt: bool,
+        extra: &Map<String, serde_json::Value>,
+    ) -> Result<String> {
         let mut variables = self.variables.clone();
         variables.insert("tools".into(), serde_json::Value::Null);
         variables.insert("documents".into(), serde_json::Value::Null);
@@ -135,16 +148,25 @@ impl ChatTemplate {
         let tools = variables.get("tools").is_some_and(|tools| !tools.is_null());
         let tool_use = tools && self.names.iter().any(|name| name == "tool_use");
         let name = if tool_use { "tool_use" } else { "default" };
-        let read: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let context = Value::from(Serde(variables));
-        let messages = Value::from(Serde(messages));
         let context = minijinja::context! { messages, ..context };
         let template = self.environment.get_template(name).map_err(|e| explained(name, &e))?;
         let mut output = output::Bounded::new(read);
-        match template.render_captured_to(context, &mut output) {
-            Ok(_) => output.into_text(name),
-            Err(_) if output.is_full() => Err(output.too_long(name)),
-            Err(e) => Err(explained(name, &e)),
+        // The template library panics on a few expressions, such as an empty list backwards. It is asked by shared reference
+        // and what it was about to write is dropped.
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let done = template.render_captured_to(context, &mut output);
+            done.map(|_| ()).map_err(|e| explained(name, &e))
+        }));
+        match done {
+            Ok(Ok(())) => output.into_text(name),
+            Ok(Err(_)) if output.is_full() => Err(output.too_long(name)),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Error::Template {
+                name: name.to_owned(),
+                line: None,
+                message: "the template library gave up".to_owned(),
+            }),
         }
     }
 }
