@@ -13,6 +13,7 @@ mod output;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -211,18 +212,41 @@ pub(crate) fn deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Re
     if DEEP.get() {
         return work();
     }
+    std::thread::scope(|scope| joined(spawned(scope, work)?))
+}
+
+/// The same for each of many, on as many threads as there are processors. What comes back is in order.
+pub(crate) fn deep_stacks<A: Sync, B: Send>(all: &[A], work: impl Fn(&A) -> B + Sync) -> Result<Vec<B>> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = &work;
+    let done = std::thread::scope(|scope| {
+        let parts = all.chunks(all.len().div_ceil(n_threads).max(1));
+        let parts = parts.map(|part| spawned(scope, move || Ok(part.iter().map(work).collect::<Vec<B>>())));
+        // All are started before the first is waited for.
+        let parts: Vec<_> = parts.collect();
+        parts.into_iter().map(|part| joined(part?)).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(done.into_iter().flatten().collect())
+}
+
+fn spawned<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T>>> {
     let inside = || {
         DEEP.set(true);
         work()
     };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("template".to_owned())
-            .stack_size(STACK)
-            .spawn_scoped(scope, inside)
-            .map_err(|e| Error::Thread { source: e })?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let thread = std::thread::Builder::new()
+        .name("template".to_owned())
+        .stack_size(STACK);
+    thread
+        .spawn_scoped(scope, inside)
+        .map_err(|source| Error::Thread { source })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[cfg(test)]
