@@ -39,7 +39,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     );
     environment.add_filter("join", join);
     environment.add_filter("indent", indent);
-    environment.add_filter("title", |text: String| methods::title(&text));
+    environment.add_filter("title", title);
     environment.add_filter("capitalize", |text: String| methods::capitalize(&text));
     environment.add_filter("list", list);
     // Python takes text and mappings for sequences too.
@@ -148,6 +148,20 @@ fn indent(text: String, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
         out.push_str(line);
     }
     Ok(out)
+}
+
+/// Jinja's `title`, which unlike Python's goes by spaces and opening brackets.
+fn title(text: String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        match inside {
+            true => out.extend(c.to_lowercase()),
+            false => out.extend(c.to_uppercase()),
+        }
+        inside = !(methods::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<'));
+    }
+    out
 }
 
 /// Jinja's `list`, of at most as many values as a text has bytes.

@@ -146,7 +146,7 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
 }
 
 /// What Python takes for white space.
-fn is_space(c: char) -> bool {
+pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 

@@ -11,7 +11,9 @@ mod methods;
 mod output;
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -125,6 +127,18 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         extra: &Map<String, serde_json::Value>,
     ) -> Result<String> {
+        let read = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        self.write(Value::from(Serde(messages)), read, add_generation_prompt, extra)
+    }
+
+    /// The same for messages of any form, which take so many bytes.
+    fn write(
+        &self,
+        messages: Value,
+        read: usize,
+        add_generation_prompt: bool,
+        extra: &Map<String, serde_json::Value>,
+    ) -> Result<String> {
         let mut variables = self.variables.clone();
         variables.insert("tools".into(), serde_json::Value::Null);
         variables.insert("documents".into(), serde_json::Value::Null);
@@ -135,16 +149,25 @@ impl ChatTemplate {
         let tools = variables.get("tools").is_some_and(|tools| !tools.is_null());
         let tool_use = tools && self.names.iter().any(|name| name == "tool_use");
         let name = if tool_use { "tool_use" } else { "default" };
-        let read: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let context = Value::from(Serde(variables));
-        let messages = Value::from(Serde(messages));
         let context = minijinja::context! { messages, ..context };
         let template = self.environment.get_template(name).map_err(|e| explained(name, &e))?;
         let mut output = output::Bounded::new(read);
-        match template.render_captured_to(context, &mut output) {
-            Ok(_) => output.into_text(name),
-            Err(_) if output.is_full() => Err(output.too_long(name)),
-            Err(e) => Err(explained(name, &e)),
+        // The template library panics on a few expressions, such as an empty list backwards. It is asked by shared reference
+        // and what it was about to write is dropped.
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let done = template.render_captured_to(context, &mut output);
+            done.map(|_| ()).map_err(|e| explained(name, &e))
+        }));
+        match done {
+            Ok(Ok(())) => output.into_text(name),
+            Ok(Err(_)) if output.is_full() => Err(output.too_long(name)),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Error::Template {
+                name: name.to_owned(),
+                line: None,
+                message: "the template library gave up".to_owned(),
+            }),
         }
     }
 }
@@ -189,18 +212,41 @@ pub(crate) fn deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Re
     if DEEP.get() {
         return work();
     }
+    std::thread::scope(|scope| joined(spawned(scope, work)?))
+}
+
+/// The same for each of many, on as many threads as there are processors. What comes back is in order.
+pub(crate) fn deep_stacks<A: Sync, B: Send>(all: &[A], work: impl Fn(&A) -> B + Sync) -> Result<Vec<B>> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = &work;
+    let done = std::thread::scope(|scope| {
+        let parts = all.chunks(all.len().div_ceil(n_threads).max(1));
+        let parts = parts.map(|part| spawned(scope, move || Ok(part.iter().map(work).collect::<Vec<B>>())));
+        // All are started before the first is waited for.
+        let parts: Vec<_> = parts.collect();
+        parts.into_iter().map(|part| joined(part?)).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(done.into_iter().flatten().collect())
+}
+
+fn spawned<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T>>> {
     let inside = || {
         DEEP.set(true);
         work()
     };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("template".to_owned())
-            .stack_size(STACK)
-            .spawn_scoped(scope, inside)
-            .map_err(|e| Error::Thread { source: e })?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let thread = std::thread::Builder::new()
+        .name("template".to_owned())
+        .stack_size(STACK);
+    thread
+        .spawn_scoped(scope, inside)
+        .map_err(|source| Error::Thread { source })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[cfg(test)]

@@ -146,6 +146,7 @@ pub(super) fn example(tokenizer: &Tokenizer, chat: &Chat, example: &Example, lim
         }
         // Up to the answer, as the model reads it.
         let read = match &done {
+            None if turn == last => kept.ids.clone(),
             None => chat.ids(&before)?,
             Some(so_far) => chat.continuation(so_far, &cut.ids, &before)?,
         };

@@ -5,7 +5,7 @@ mod supervision;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::deep_stack;
+use crate::chat::{deep_stack, deep_stacks};
 use crate::error::{Error, Result};
 use crate::record::{Example, Label, Message};
 use crate::tokenizer::{Layout, Tokenizer};
@@ -246,28 +246,28 @@ fn text_example(tokenizer: &Tokenizer, example: &Example, limits: &Limits) -> Re
 /// for [`Supervision::check`] to say.
 pub fn encode_all(tokenizer: &Tokenizer, examples: &[Example], limits: &Limits) -> Result<(Vec<Encoded>, Supervision)> {
     limits.check()?;
-    match tokenizer.layout() {
-        Layout::Own | Layout::Text => encode_each(examples, |example| text_example(tokenizer, example, limits)),
-        Layout::Chat(chat) => deep_stack(|| {
-            encode_each(examples, |example| {
-                conversation::example(tokenizer, chat, example, limits)
-            })
-        }),
-    }
-}
-
-fn encode_each(examples: &[Example], encode: impl Fn(&Example) -> Result<Cut>) -> Result<(Vec<Encoded>, Supervision)> {
+    let cut: Vec<Result<Option<Cut>>> = match tokenizer.layout() {
+        Layout::Own | Layout::Text => {
+            let cut = examples
+                .iter()
+                .map(|one| spoken(one, |one| text_example(tokenizer, one, limits)));
+            cut.collect()
+        }
+        Layout::Chat(chat) => deep_stacks(examples, |one| {
+            spoken(one, |one| conversation::example(tokenizer, chat, one, limits))
+        })?,
+    };
     let mut all = Vec::with_capacity(examples.len());
     let mut account = Supervision::default();
-    for (index, example) in examples.iter().enumerate() {
-        if example.completion.trim().is_empty() {
-            account.dropped += 1;
-            continue;
-        }
-        let cut = encode(example).map_err(|source| Error::Example {
+    for (index, (example, cut)) in examples.iter().zip(cut).enumerate() {
+        let cut = cut.map_err(|source| Error::Example {
             example: index,
             source: Box::new(source),
         })?;
+        let Some(cut) = cut else {
+            account.dropped += 1;
+            continue;
+        };
         let encoded = Encoded {
             ids: cut.ids,
             spans: cut.spans,
@@ -282,6 +282,14 @@ fn encode_each(examples: &[Example], encode: impl Fn(&Example) -> Result<Cut>) -
         all.push(encoded);
     }
     Ok((all, account))
+}
+
+/// An example that says something; `None` for one that does not.
+fn spoken(example: &Example, encode: impl FnOnce(&Example) -> Result<Cut>) -> Result<Option<Cut>> {
+    if example.completion.trim().is_empty() {
+        return Ok(None);
+    }
+    encode(example).map(Some)
 }
 
 #[cfg(test)]

@@ -110,7 +110,9 @@ fn specials(literal: &Inner, text: &str) -> Vec<(u32, (usize, usize))> {
         .filter_map(|(_, offsets, tokens)| {
             let token = tokens.as_ref()?.first()?;
             let inside = text.is_char_boundary(offsets.0) && text.is_char_boundary(offsets.1);
-            (inside && vocabulary.is_special_token(&token.value)).then_some((token.id, offsets))
+            // By its id: the text of the token may have the space around it.
+            let added = vocabulary.get_added_tokens_decoder().get(&token.id)?;
+            (inside && added.special).then_some((token.id, offsets))
         })
         .collect()
 }
