@@ -51,7 +51,12 @@ fn model() -> Decoder {
 fn heard(enough: Option<(usize, usize)>, batch: usize) -> (Vec<Generated>, Ear, Vec<Generated>) {
     let decoder = model();
     let prompts: Vec<Vec<u32>> = (0..5)
-        .map(|i| random_ids(2 + i as usize, 31, 100 + i).into_iter().map(|id| id as u32).collect())
+        .map(|i| {
+            random_ids(2 + i as usize, 31, 100 + i)
+                .into_iter()
+                .map(|id| id as u32)
+                .collect()
+        })
         .collect();
     let sampling = Sampling::new(12);
     let mut ear = Ear {

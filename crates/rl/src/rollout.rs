@@ -108,17 +108,18 @@ pub fn rollout(
 }
 
 /// The uniform draws of one completion, by step.
-struct Draws(ChaCha8Rng);
+pub struct Draws(ChaCha8Rng);
 
 impl Draws {
-    fn new(seed: u64, prompt: usize, sample: usize) -> Self {
+    /// Those of a sample of the prompt at a position.
+    pub fn new(seed: u64, prompt: usize, sample: usize) -> Self {
         let mut rng = stream(seed, "rollout", prompt as u64);
         rng.set_stream(sample as u64);
         Self(rng)
     }
 
     /// A number in [0, 1), the same whenever and in whatever order it is asked for.
-    fn at(&mut self, step: usize) -> f32 {
+    pub fn at(&mut self, step: usize) -> f32 {
         self.0.set_word_pos(step as u128);
         self.0.random()
     }

@@ -1,11 +1,15 @@
 //! One file per subcommand.
 
+pub mod chat;
 pub mod check;
+pub mod export;
 pub mod generate;
 pub mod list;
+pub mod named;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod voice;
 
 use anyhow::Result;
 use tch::Device;

@@ -28,7 +28,7 @@ pub fn plan(args: &RunArgs) -> Result<ExitCode> {
         let inputs: Vec<String> = step.inputs.iter().map(|(_, i)| (i + 1).to_string()).collect();
         let _ = writeln!(
             out,
-            "{:>4}  {state:<7} {}  {:<52} {}",
+            "{:>4}  {state:<7} {}  {:<60} {}",
             i + 1,
             step.key,
             step.title,

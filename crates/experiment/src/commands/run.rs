@@ -56,7 +56,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 fn results_folder(args: &RunArgs, p: &Prepared) -> Result<PathBuf> {
     match &args.results {
         Some(folder) => Ok(folder.clone()),
-        None if args.question.set.is_empty() => Ok(PathBuf::from("results").join(&p.question.name).join(&p.profile)),
+        None if args.question.set.is_empty() => Ok(results::folder(p)),
         None => Err(Usage(
             "with --set, say where the results go: --results FOLDER (those of the manifest as it stands are kept)"
                 .into(),

@@ -16,7 +16,7 @@ use super::question::{Question, Source};
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Base {
     /// Made here: a tokenizer and a small decoder, trained on text.
-    Train(TrainedBase),
+    Train(Box<TrainedBase>),
     /// A model of the catalog (`unsay list models`).
     Catalog(CatalogBase),
     /// A model folder of your own, in the Hugging Face layout.
@@ -186,9 +186,10 @@ pub(super) fn check_trained(q: &Question, here: &str, trained: &Trained, out: &m
     let n_layers = q.base.trained().map(|made| made.model.num_hidden_layers);
     let kind = match trained {
         Trained::All {} => return,
-        Trained::Top { .. } => "top",
+        Trained::Top { .. } => "top.",
+        Trained::Lora(_) => "",
     };
     for (field, message) in trained.check(n_layers) {
-        out.push(Problem::value(path(&format!("{here}.{kind}.{field}")), message));
+        out.push(Problem::value(path(&format!("{here}.{kind}{field}")), message));
     }
 }

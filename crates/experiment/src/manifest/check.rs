@@ -170,7 +170,10 @@ fn trainings(q: &Question, out: &mut Vec<Problem>) {
             out.push(Problem::value(path(&format!("{block}.train.{field}")), message));
         }
     }
-    for (block, trained) in [("classifiers", &q.classifiers.trained), ("finetune", &q.finetune.trained)] {
+    for (block, trained) in [
+        ("classifiers", &q.classifiers.trained),
+        ("finetune", &q.finetune.trained),
+    ] {
         base::check_trained(q, &format!("{block}.trained"), trained, out);
     }
     let m = &q.finetune.mixture;

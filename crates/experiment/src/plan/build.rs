@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use unsay_losses::token::Loss;
 
 use super::outside::Outside;
-use super::{Checkpoint, Curve, Kind, Place, Plan, Point, Which};
+use super::{Checkpoint, Curve, Frozen, Kind, Place, Plan, Point, StatesOf, Which};
 use crate::manifest::base::TrainedBase;
 use crate::manifest::question::{Arm, Iterate, Question, Source};
+use crate::steps::states;
 
 /// Steps that all seeds share.
 struct Common<'a> {
@@ -123,6 +124,18 @@ fn base(plan: &mut Plan, q: &Question, start: &Start<'_>, seed: u64) -> (usize, 
 fn shared(plan: &mut Plan, q: &Question, common: &Common<'_>, seed: u64) -> Shared {
     let Common { feedback, dialogue, .. } = *common;
     let (base, tokenizer) = self::base(plan, q, &common.start, seed);
+    let frozen = Frozen::of(&q.classifiers.trained);
+    let states = frozen.map(|frozen| {
+        let kind = Kind::States {
+            of: StatesOf::Classifiers {},
+            frozen,
+            limits: q.limits,
+            precision: q.classifiers.train.precision,
+        };
+        let inputs = [("base", base), ("tokenizer", tokenizer), ("feedback", feedback)];
+        let title = format!("states for classifiers, {}", plan.steps[base].title);
+        plan.add(kind, 0, &inputs, title, 1)
+    });
     let mut classifier = |which: Which| {
         let kind = Kind::Classifier {
             which,
@@ -130,7 +143,8 @@ fn shared(plan: &mut Plan, q: &Question, common: &Common<'_>, seed: u64) -> Shar
             trained: q.classifiers.trained.clone(),
             train: q.classifiers.train.clone(),
         };
-        let inputs = [("feedback", feedback), ("tokenizer", tokenizer), ("base", base)];
+        let mut inputs = vec![("feedback", feedback), ("tokenizer", tokenizer), ("base", base)];
+        inputs.extend(states.map(|states| (states::ROLE, states)));
         plan.add(
             kind,
             seed,
@@ -255,6 +269,8 @@ fn train_and_measure(
         ("dialogue", s.dialogue),
     ];
     inputs.extend(own_roles.iter().map(String::as_str).zip(own.iter().copied()));
+    let below = below(plan, q, s, own);
+    inputs.extend(below.iter().map(|(role, step)| (role.as_str(), *step)));
     let title = if iteration == 1 {
         format!("{name}, seed {seed}")
     } else {
@@ -284,6 +300,39 @@ fn train_and_measure(
         });
     }
     step
+}
+
+/// The states of everything that an arm trains on, by role, where its training leaves the lowest blocks as they are.
+fn below(plan: &mut Plan, q: &Question, s: &Shared, own: &[usize]) -> Vec<(String, usize)> {
+    let Some(frozen) = Frozen::of(&q.finetune.trained) else {
+        return Vec::new();
+    };
+    let mut add = |of: StatesOf, examples: &[(&str, usize)], what: usize| {
+        let kind = Kind::States {
+            of,
+            frozen,
+            limits: q.limits,
+            precision: q.finetune.train.precision,
+        };
+        let inputs = [&[("base", s.base), ("tokenizer", s.tokenizer)], examples].concat();
+        let title = match of {
+            StatesOf::Own {} => format!("states for {}", plan.steps[what].title),
+            _ => format!("states for arms, {}", plan.steps[what].title),
+        };
+        plan.add(kind, 0, &inputs, title, 1)
+    };
+    let dialogue = q.finetune.mixture.dialogue > 0.0;
+    let of = StatesOf::Arms { dialogue };
+    let data = [("feedback", s.feedback), ("dialogue", s.dialogue)];
+    let mut out = vec![(states::ROLE.to_owned(), add(of, &data, s.base))];
+    for (i, own) in own.iter().enumerate() {
+        let role = format!("own-{}", i + 1);
+        out.push((
+            states::role_of_own(&role),
+            add(StatesOf::Own {}, &[(&role, *own)], *own),
+        ));
+    }
+    out
 }
 
 #[allow(clippy::too_many_arguments, reason = "the parts of one step, named at the only call")]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
 use unsay_losses::token::Loss;
-use unsay_model::{Size, Trained};
+use unsay_model::{Layers, Precision, Size, Trained};
 use unsay_train::Settings;
 
 use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
@@ -44,6 +44,18 @@ pub enum Kind {
         limits: LimitsBlock,
         /// The training.
         train: Settings,
+    },
+    /// Makes the states below what is trained, once for all trainings that begin with them.
+    States {
+        /// Of which examples.
+        of: StatesOf,
+        /// Up to which block.
+        frozen: Frozen,
+        /// What the model sees of an example.
+        limits: LimitsBlock,
+        /// The kind that the model computes in.
+        #[serde(skip_serializing_if = "Precision::is_default")]
+        precision: Precision,
     },
     /// Trains a classifier on one half of the labelled prompts.
     Classifier {
@@ -106,6 +118,7 @@ impl Kind {
             Self::Records { .. }
             | Self::Base(_)
             | Self::Tokenizer { .. }
+            | Self::States { .. }
             | Self::Classifier { .. }
             | Self::Evaluate { .. } => 1,
         }
@@ -116,10 +129,67 @@ impl Kind {
         match self {
             Self::Records { .. } | Self::Base(_) | Self::Tokenizer { .. } => false,
             Self::Pretrain { .. }
+            | Self::States { .. }
             | Self::Classifier { .. }
             | Self::Train { .. }
             | Self::Rollout { .. }
             | Self::Evaluate { .. } => true,
+        }
+    }
+}
+
+/// Examples whose states are made together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatesOf {
+    /// Those that all arms train on.
+    Arms {
+        /// Whether the dialogue is among them.
+        dialogue: bool,
+    },
+    /// Those of both classifiers.
+    Classifiers {},
+    /// The model's own replies of one round.
+    Own {},
+}
+
+/// The blocks that a training leaves as they are, counted from the lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frozen {
+    /// All but the last so many.
+    AllBut {
+        /// The trained ones.
+        layers: usize,
+    },
+    /// Those below a block.
+    Below {
+        /// The lowest trained block.
+        block: usize,
+    },
+}
+
+impl Frozen {
+    /// What a training of these parts leaves as it is; none where that is no whole block.
+    pub fn of(trained: &Trained) -> Option<Self> {
+        match trained {
+            Trained::All {} => None,
+            Trained::Top { layers } => Some(Self::AllBut { layers: *layers }),
+            Trained::Lora(lora) => {
+                let block = match lora.layers.as_ref()? {
+                    Layers::List(list) => list.iter().copied().min()?,
+                    Layers::Range { first, .. } => *first,
+                };
+                (block > 0).then_some(Self::Below { block })
+            }
+        }
+    }
+
+    /// How many they are in a model of so many blocks.
+    pub fn blocks(self, n_blocks: usize) -> usize {
+        match self {
+            Self::AllBut { layers } => n_blocks.saturating_sub(layers),
+            Self::Below { block } => block.min(n_blocks),
         }
     }
 }

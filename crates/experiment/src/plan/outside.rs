@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use unsay_data::Tokenizer;
+use unsay_data::catalog::{Places, models};
 
 use crate::manifest::base::Base;
 
@@ -44,7 +46,11 @@ impl Outside {
     pub fn of(base: &Base) -> Result<Self> {
         let (fingerprint, place, system) = match base {
             Base::Train(_) => bail!("a base model that is trained here does not come from outside"),
-            Base::Catalog(base) => bail!("no model `{}`", base.name),
+            Base::Catalog(base) => (
+                models::fingerprint(&base.name)?,
+                Place::Catalog(base.name.clone()),
+                base.system.clone(),
+            ),
             Base::Folder(base) => {
                 let content = Content::read(&base.path)?;
                 (content.hash(), Place::Folder(content), base.system.clone())
@@ -82,12 +88,24 @@ impl Outside {
     /// Its folder, fetched if need be. A folder of one's own must still be what it was when the plan was made.
     pub fn folder(&self, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         match &self.place {
-            Place::Catalog(name) => {
-                say(name);
-                bail!("no model `{name}`")
-            }
+            Place::Catalog(name) => Ok(models::locate(name, &Places::from_environment(), say)?),
             Place::Folder(content) => content.unchanged(),
         }
+    }
+
+    /// Its tokenizer, of its folder.
+    pub fn tokenizer(&self, folder: &Path) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_folder(folder)?;
+        if tokenizer.ends().is_empty() {
+            bail!(
+                "`{}` names no token that ends a reply; hint: `eos_token` in tokenizer_config.json",
+                folder.display()
+            );
+        }
+        if self.system.is_some() && !tokenizer.is_chat() {
+            bail!("`{}` has no chat template that could read `system`", folder.display());
+        }
+        Ok(tokenizer.with_system(self.system.clone()))
     }
 
     /// The folder of the adapter that is merged into it.

@@ -1,7 +1,8 @@
 //! A base model from outside: whether it is one, and what it is. Nothing of it is copied.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
+use unsay_data::{Example, Label, Limits, Tokenizer, encode_all};
 
 use super::{Outcome, Work};
 use crate::plan::Checkpoint;
@@ -22,12 +23,33 @@ struct Found<'a> {
     tokenizer_entries: usize,
 }
 
+/// Encodes one example, so that a chat template that does not work is found here.
+fn try_out(tokenizer: &Tokenizer) -> Result<()> {
+    let example = Example {
+        id: "one".to_owned(),
+        prompt: "how are you?".to_owned(),
+        completion: "fine".to_owned(),
+        label: Label::Positive,
+        seen_prompt: false,
+        messages: Vec::new(),
+    };
+    let limits = Limits {
+        max_prompt: 1 << 16,
+        max_completion: 1 << 16,
+    };
+    encode_all(tokenizer, &[example], &limits)
+        .map(drop)
+        .context("the tokenizer cannot encode a question with its answer")
+}
+
 /// Reads model and tokenizer whole, so that a folder that is none ends the run here.
 pub(super) fn run(work: &Work<'_>, outside: &Outside) -> Result<Outcome> {
     let models = work.models();
     let tokenizer = models.tokenizer(work.step)?;
+    try_out(&tokenizer)?;
     let decoder = models.decoder(work.step, Checkpoint::Best)?;
     let config = decoder.config();
+    tokenizer.check_fits(config.vocab_size)?;
     let found = Found {
         name: outside.name(),
         identity: outside,

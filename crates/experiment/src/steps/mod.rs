@@ -6,6 +6,8 @@ mod evaluate;
 mod models;
 mod records;
 mod rollout;
+mod sets;
+pub mod states;
 mod tokenizer;
 mod training;
 
@@ -116,14 +118,26 @@ pub fn run(work: &Work<'_>) -> Result<Outcome> {
         Kind::Base(outside) => base::run(work, outside),
         Kind::Tokenizer { vocab_size } => tokenizer::run(work, *vocab_size),
         Kind::Pretrain { model, limits, train } => training::pretrain(work, model, limits, train),
-        Kind::Classifier { which, limits, train } => training::classifier(work, *which, limits, train),
+        Kind::States {
+            of,
+            frozen,
+            limits,
+            precision,
+        } => states::run(work, *of, *frozen, limits, *precision),
+        Kind::Classifier {
+            which,
+            limits,
+            trained,
+            train,
+        } => training::classifier(work, *which, limits, trained, train),
         Kind::Train {
             loss,
             iteration,
             limits,
             mixture,
+            trained,
             train,
-        } => training::arm(work, loss, *iteration, limits, mixture, train),
+        } => training::arm(work, loss, *iteration, limits, mixture, trained, train),
         Kind::Rollout {
             iteration,
             iterate,
