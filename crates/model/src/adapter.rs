@@ -235,13 +235,13 @@ fn merge(params: &mut Params) -> Result<()> {
     let mut merged = Vec::new();
     for module in &adapter.modules {
         let weight = params.known(&format!("{}.weight", module.module))?;
+        let kind = weight.f_kind()?;
+        if !matches!(kind, Kind::Float | Kind::Double) {
+            let got = format!("{kind:?}\nhint: load model and adapter in f32 to merge them");
+            return Err(Error::input("weights to merge an adapter into", "Float or Double", got));
+        }
         let change = adapter.change(params, module)?;
-        let sum = no_grad(|| {
-            weight
-                .f_to_kind(Kind::Double)?
-                .f_add(&change)?
-                .f_to_kind(weight.f_kind()?)
-        })?;
+        let sum = no_grad(|| weight.f_to_kind(Kind::Double)?.f_add(&change)?.f_to_kind(kind))?;
         merged.push((weight.shallow_clone(), sum));
     }
     // All sums exist before the first weight changes.

@@ -51,7 +51,6 @@ impl SequenceClassifier {
         for name in NAMES {
             config.other.shift_remove(name);
         }
-        config.other.insert(NUM_LABELS.to_owned(), num_labels.into());
         let whole = |name: &str| Ok::<_, Error>(decoder.params.known(name)?.f_detach()?);
         let kind = whole(config.architecture.form().embedding())?.f_kind()?;
         let score = init::normal(
@@ -76,7 +75,8 @@ impl SequenceClassifier {
             place: format!("`{}`", dir.join(CONFIG).display()),
             what,
         })?;
-        config.other.insert(NUM_LABELS.to_owned(), num_labels.into());
+        // The score says it; what the trunk computes does not depend on it.
+        config.other.shift_remove(NUM_LABELS);
         let mut wanted = wanted(&config);
         wanted.tensors.push(Spec::matrix(SCORE, num_labels, config.hidden_size));
         let entries = shards::read(dir, &wanted, None, device)?;
@@ -89,13 +89,9 @@ impl SequenceClassifier {
         if self.config().pad_token_id.is_none() {
             return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
         }
-        save(
-            dir,
-            self.config(),
-            &self.params,
-            ModelClass::SequenceClassification,
-            None,
-        )
+        let mut config = self.config().clone();
+        config.other.insert(NUM_LABELS.to_owned(), self.num_labels().into());
+        save(dir, &config, &self.params, ModelClass::SequenceClassification, None)
     }
 
     /// The same classifier computing in another precision; see [`Decoder::with_precision`].
