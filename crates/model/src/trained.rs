@@ -173,6 +173,10 @@ mod tests {
     fn manifests_write_one_key() {
         let read = |text: &str| serde_json::from_str::<Trained>(text);
         assert_eq!(read(r#"{"all": {}}"#).unwrap(), Trained::default());
+        let lora = read(r#"{"lora": {"r": 8, "alpha": 16, "target_modules": "all-linear"}}"#).unwrap();
+        assert!(matches!(&lora, Trained::Lora(lora) if lora.r == 8) && lora.check(None).is_empty());
+        let none = read(r#"{"lora": {"r": 0, "alpha": 16, "target_modules": ["q_proj"]}}"#).unwrap();
+        assert!(none.check(Some(2))[0].1.contains("`r`: expected 1 to"));
         assert!(read(r#"{"top": {}}"#).is_err());
         assert!(read(r#"{"top": {"layers": 1, "norm": false}}"#).is_err());
         assert!(read(r#"{"bottom": {"layers": 1}}"#).is_err());

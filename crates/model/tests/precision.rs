@@ -7,7 +7,9 @@ use common::{config, random_ids};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use unsay_model::{Decoder, Precision, Sampling, SequenceClassifier, Trained, generate, weights};
+use unsay_model::{
+    Decoder, Layers, LoraConfig, Precision, Sampling, SequenceClassifier, TargetModules, Trained, generate, weights,
+};
 
 const BF16: Precision = Precision::Bf16 { even_if_slower: true };
 
@@ -200,4 +202,68 @@ fn f64_models_are_not_made_narrow() {
     );
     let same = double().with_precision(Precision::default()).unwrap();
     assert_eq!(same.trunk().kind().unwrap(), Kind::Double);
+}
+
+fn lora(layers: &[usize]) -> LoraConfig {
+    LoraConfig {
+        r: 2,
+        alpha: 4.0,
+        target_modules: TargetModules::AllLinear,
+        layers: Some(Layers::List(layers.to_vec())),
+        use_rslora: false,
+    }
+}
+
+#[test]
+fn an_adapter_is_a_trained_part_with_masters() {
+    let rng = || ChaCha8Rng::seed_from_u64(1);
+    let trained = |layers: &[usize]| Trained::Lora(lora(layers));
+    let adapted = || decoder(1).with_trained(&trained(&[2]), &mut rng()).unwrap();
+    let narrow = adapted().with_precision(BF16).unwrap();
+    assert_eq!(narrow.params().n_frozen(), 2);
+    // Seven linear maps with two thin ones each.
+    assert_eq!(narrow.params().trainable().filter(|p| p.master().is_some()).count(), 14);
+    // The same settings in other words go on with the adapter that is there; others would be a second one.
+    let range = LoraConfig {
+        layers: Some(Layers::Range { first: 2, last: 2 }),
+        ..lora(&[2])
+    };
+    let narrow = narrow.with_trained(&Trained::Lora(range), &mut rng()).unwrap();
+    let again = adapted().with_trained(&trained(&[1]), &mut rng()).unwrap_err();
+    assert!(again.to_string().contains("a model without an adapter"), "{again}");
+    // What a folder holds is taken over by masters and leaves.
+    let folder = tempfile::tempdir().unwrap();
+    let other = adapted();
+    for param in other.params().trainable() {
+        let _ = tch::no_grad(|| param.value().shallow_clone().fill_(0.123));
+    }
+    other.save_adapter(folder.path(), "base").unwrap();
+    let mut narrow = narrow;
+    narrow.read_adapter(folder.path()).unwrap();
+    for param in narrow.params().trainable() {
+        assert!(equal(&param.full().detach(), &(param.full().detach() * 0.0 + 0.123)));
+        assert!(equal(&param.value().detach(), &param.full().to_kind(Kind::BFloat16)));
+    }
+    let mut elsewhere = decoder(1).with_trained(&trained(&[1]), &mut rng()).unwrap();
+    assert!(elsewhere.read_adapter(folder.path()).is_err());
+    assert!(decoder(1).read_adapter(folder.path()).is_err());
+    // Rounded weights are no place to merge into.
+    let error = narrow.merge_adapter().unwrap_err().to_string();
+    assert!(error.contains("expected Float or Double, got BFloat16"), "{error}");
+}
+
+#[test]
+fn left_padding_in_bf16_is_near_f32() {
+    let (plain, narrow) = (decoder(1), decoder(1).with_precision(BF16).unwrap());
+    let real = ids(3, 9).ones_like().to_kind(Kind::Bool);
+    let _ = real.narrow(1, 0, 4).get(1).fill_(0);
+    let hidden = |decoder: &Decoder| {
+        decoder
+            .hidden_with_mask(&ids(3, 9), &real)
+            .unwrap()
+            .to_kind(Kind::Float)
+    };
+    let seen = real.unsqueeze(-1);
+    let difference = largest(&((hidden(&plain) - hidden(&narrow)) * seen));
+    assert!((1e-4..0.1).contains(&difference), "{difference}");
 }

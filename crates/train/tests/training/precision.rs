@@ -2,7 +2,7 @@
 
 use crate::support::{self, decoder, files, largest_difference, mixed, numbers};
 use tch::{Device, Kind, Tensor};
-use unsay_data::{Encoded, stream};
+use unsay_data::{Label, stream};
 use unsay_losses::token::Loss;
 use unsay_model::{Config, Decoder, Precision, Size, Trained};
 use unsay_train::{Examples, Fit, LanguageObjective, Objective, Settings, Source};
@@ -123,22 +123,17 @@ fn sentences(n: usize, seed: u64) -> Source {
     use rand::Rng;
     let mut rng = stream(seed, "sentences", 0);
     let one = |example: usize| {
-        let mut ids = vec![unsay_data::Tokenizer::BOS, 4 + rng.random_range(0..60)];
-        for _ in 0..14 {
-            let last = ids[ids.len() - 1] - 4;
+        let mut said = vec![4 + rng.random_range(0..60), 4 + rng.random_range(0..60)];
+        for _ in 0..13 {
+            let [.., before, last] = said[..] else { continue };
             let next = match rng.random_range(0..4) {
                 0 => rng.random_range(0..60),
-                1 => (last * 7 + 3) % 60,
-                _ => (last + ids[ids.len() - 2] + 1) % 60,
+                1 => ((last - 4) * 7 + 3) % 60,
+                _ => (last + before - 8) % 60,
             };
-            ids.push(4 + next);
+            said.push(4 + next);
         }
-        Encoded {
-            ids,
-            completion_start: 1,
-            label: unsay_data::Label::Unlabelled,
-            example,
-        }
+        support::encode(&said[..1], &said[1..], Label::Unlabelled, example)
     };
     support::source((0..n).map(one).collect(), 1.0)
 }
@@ -155,7 +150,7 @@ fn curves(precision: Precision) -> Vec<Vec<f64>> {
     let one = |seed: u64| {
         let folder = tempfile::tempdir().unwrap();
         let examples = Examples::new(vec![sentences(400, 0)], sentences(20, 1)).unwrap();
-        let config = Config::new(&size, 64, 16);
+        let config = Config::new(&size, 64, 20);
         let decoder = Decoder::init(&config, &mut stream(seed, "init", 0), Device::Cpu).unwrap();
         let settings = Settings {
             precision,
