@@ -5,7 +5,7 @@ use std::fmt;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-use super::{json, methods};
+use super::{budget, json, methods};
 
 /// The longest text that one filter or method makes, in bytes.
 pub(super) const LONGEST: usize = 16 << 20;
@@ -42,6 +42,8 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("title", title);
     environment.add_filter("capitalize", |text: String| methods::capitalize(&text));
     environment.add_filter("list", list);
+    environment.add_filter("string", budget::text);
+    environment.remove_filter("pprint");
     // Python takes text and mappings for sequences too.
     environment.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
@@ -83,7 +85,7 @@ pub(super) fn joined(values: &Value, between: &str) -> Result<String, Error> {
         }
         match value.as_str() {
             Some(text) => out.push_str(text),
-            None => out.push_str(&value.to_string()),
+            None => out.push_str(&budget::text(&value)?),
         }
         fits(Some(out.len()))?;
     }

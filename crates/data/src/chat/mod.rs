@@ -3,6 +3,8 @@
 //! A template is a program that comes with a model. It gets no files and no clock; its size, its steps, its depth and what
 //! it writes are bounded.
 
+mod budget;
+mod charged;
 mod date;
 mod filters;
 mod generation;
@@ -61,19 +63,22 @@ impl ChatTemplate {
         let mut hash = Sha256::new();
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| explained("default", &e))?);
+        let syntax = syntax.map_err(|e| explained("default", &e))?;
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(STEPS));
         environment.set_recursion_limit(DEPTH);
         environment.set_unknown_method_callback(methods::call);
         filters::add(&mut environment);
+        budget::add(&mut environment);
         date::add(&mut environment, NOW);
         let mut reads_clock = false;
         for (name, text) in templates {
             hash.update(format!("{} {} {name}{text}", name.len(), text.len()));
             reads_clock |= text.contains("strftime_now");
             let text = generation::transparent(&text);
+            // The first reading has the library's own errors, at their columns.
+            let text = charged::charged(&text, &name, syntax.clone()).map_err(|e| explained(&name, &e))?;
             environment
                 .add_template_owned(name.clone(), text)
                 .map_err(|e| explained(&name, &e))?;
@@ -155,6 +160,7 @@ impl ChatTemplate {
         let mut output = output::Bounded::new(read);
         // The template library panics on a few expressions, such as an empty list backwards. It is asked by shared reference
         // and what it was about to write is dropped.
+        budget::begin(read);
         let done = catch_unwind(AssertUnwindSafe(|| {
             let done = template.render_captured_to(context, &mut output);
             done.map(|_| ()).map_err(|e| explained(name, &e))

@@ -137,7 +137,12 @@ fn a_template_that_does_not_parse_is_refused_with_its_line() {
         ("{{ strftime_now('%Q') }}", "expected a date format, got `%Q`"),
         ("{{ 1 / 0 }}", "unable to calculate"),
         ("{{ open('/etc/passwd') }}", "line 1"),
-        ("{% include 'elsewhere' %}", "template not found"),
+        (
+            "\n{% include 'elsewhere' %}",
+            "line 2: `include` cannot stand in a chat template",
+        ),
+        ("{% extends 'elsewhere' %}", "line 1: `extends` cannot stand"),
+        ("a\nb{{ 1 +\n\n nothing.there }}", "line 4"),
         ("{{ 'x'.format_map({}) }}", "no method named"),
     ] {
         let message = failed(text);
@@ -198,6 +203,65 @@ fn a_template_without_end_is_stopped() {
     let json =
         "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson }}";
     assert!(rendered(json, &[]).is_ok());
+}
+
+/// Steps do not bound what one step makes: a text that doubles would fill any memory in fifty.
+#[test]
+fn a_template_that_grows_is_stopped() {
+    let grows = |step: &str| {
+        format!(
+            "{{% set n = namespace(x='word', l=['word']) %}}{{% for a in range(99) %}}{step}{{% endfor %}}{{{{ n.x }}}}{{{{ n.l }}}}"
+        )
+    };
+    let mut templates: Vec<String> = [
+        "{% set n.x = n.x ~ n.x %}",
+        "{% set n.x = n.x + n.x + n.x %}",
+        "{% set n.x = n.x * 9 %}",
+        "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}",
+        "{% set n.x = n.x.replace('w', 'wwww') %}",
+        "{% set n.x = n.x | replace('w', 'wwww') %}",
+        "{% set n.x = [n.x, n.x] | join %}",
+        "{% set n.x = ''.join([n.x, n.x]) %}",
+        "{% set n.x = '%s%s' | format(n.x, n.x) %}",
+        "{% set n.x = '{}{}'.format(n.x, n.x) %}",
+        "{% set n.x = [n.x, n.x] | string %}",
+        "{% set n.x = [n.x, n.x] | tojson %}",
+        "{% set n.x = n.x ~ [n.x, n.x] %}",
+        "{% set n.l = n.l + n.l %}{% set n.l = n.l | list %}",
+        "{% set n.l = [n.l, n.l] %}",
+        "{% filter upper %}{% set n.x = n.x ~ n.x %}{{ n.x }}{% endfilter %}",
+    ]
+    .map(grows)
+    .to_vec();
+    templates.push("{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('word') }}".to_owned());
+    templates.push(
+        "{% set n = namespace(x='') %}{% for a in range(9999) %}{% set n.x = n.x ~ 'x' * 999999 %}{% endfor %}"
+            .to_owned(),
+    );
+    let nested = "{% with x = x ~ x %}".repeat(60) + &"{% endwith %}".repeat(60);
+    templates.push(format!("{{% set x = 'word' %}}{nested}"));
+    let many =
+        "{% set n = namespace(l=[]) %}{% for a in range(9999) %}{% set n.l = n.l + ['x' * 999999] %}{% endfor %}";
+    templates.push(many.to_owned());
+    let raw = "raw ".repeat(9999);
+    templates.push(format!(
+        "{{% for a in range(9999) %}}{{% set x %}}{raw}{{% endset %}}{{% endfor %}}"
+    ));
+    assert_eq!(templates.len(), 21);
+    for text in templates {
+        let message = failed(&text);
+        let stopped = [
+            "a text of more than 16777216 bytes",
+            "does it grow for ever?",
+            "repeated string is too large",
+            "recursion limit",
+            "it writes more than",
+        ];
+        assert!(
+            stopped.iter().any(|known| message.contains(known)),
+            "{text:.200}: {message}"
+        );
+    }
 }
 
 #[test]
