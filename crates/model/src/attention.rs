@@ -81,28 +81,54 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    /// What `width` positions see, each with itself: all before them, or the last `window` with themselves
-    /// counted. Padding is seen by nothing but itself, which keeps its softmax finite; real [B, T] is true
-    /// where a token counts. Windows count places, padding included.
+    /// What `width` positions see: all up to themselves, or the last `window` with themselves counted. Nothing
+    /// sees padding; real [B, T] is true where a token counts. A position that sees nothing, as padding on the
+    /// left does, attends to zeros, which is libtorch's and transformers' convention. Windows count places,
+    /// padding included.
     pub(crate) fn new(real: Option<&Tensor>, width: i64, window: Option<i64>, options: (Kind, Device)) -> Result<Self> {
         let window = window.filter(|&window| window < width);
         if real.is_none() && window.is_none() {
             return Ok(Self::Causal);
         }
-        let (kind, device) = options;
-        let mut seen = Tensor::f_ones([width, width], (Kind::Bool, device))?.f_tril(0)?;
-        if let Some(window) = window {
-            seen = seen.f_triu(1 - window)?;
-        }
-        seen = seen.f_view([1, 1, width, width])?;
-        if let Some(real) = real {
-            let itself = Tensor::f_eye(width, (Kind::Bool, device))?;
-            seen = seen
-                .f_logical_and(&real.f_view([-1, 1, 1, width])?)?
-                .f_logical_or(&itself)?;
-        }
-        additive(&seen, kind).map(Self::Masked)
+        additive(&seen(real, width, window, options.1)?, options.0).map(Self::Masked)
     }
+
+    /// The same for [`attend_step_by_step`]; `twice` hides what comes later twice, as transformers does in GPT-2,
+    /// so that positions which see nothing see what is before them alike.
+    pub(crate) fn step_by_step(
+        real: Option<&Tensor>,
+        width: i64,
+        window: Option<i64>,
+        options: (Kind, Device),
+        twice: bool,
+    ) -> Result<Self> {
+        let (kind, device) = options;
+        let least = if kind == Kind::Double {
+            f64::MIN
+        } else {
+            f64::from(f32::MIN)
+        };
+        let hidden = seen(real, width, window, device)?.f_logical_not()?;
+        let mut mask = Tensor::f_zeros(hidden.size(), options)?.f_masked_fill(&hidden, least)?;
+        if twice {
+            let later = seen(None, width, None, device)?.f_logical_not()?;
+            mask = mask.f_masked_fill(&later, f64::NEG_INFINITY)?;
+        }
+        Ok(Self::Masked(mask))
+    }
+}
+
+/// Which position (third axis) sees which (last axis), [B, 1, T, T] or [1, 1, T, T].
+fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) -> Result<Tensor> {
+    let mut seen = Tensor::f_ones([width, width], (Kind::Bool, device))?.f_tril(0)?;
+    if let Some(window) = window {
+        seen = seen.f_triu(1 - window)?;
+    }
+    seen = seen.f_view([1, 1, width, width])?;
+    if let Some(real) = real {
+        seen = seen.f_logical_and(&real.f_view([-1, 1, 1, width])?)?;
+    }
+    Ok(seen)
 }
 
 /// Up to so many positions, attention of bf16 queries and keys is computed in f32 on the CPU: libtorch's bf16 kernel
@@ -130,25 +156,19 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Resul
     merge_heads(&out)
 }
 
-/// The same step by step with a softmax in f32, as transformers' `eager` attention computes it even for f64.
-pub(crate) fn attend_with_f32_softmax(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
-    let (width, per_group) = (q.size()[1], q.size()[2] / k.size()[2].max(1));
-    let q = q.f_transpose(1, 2)?;
-    let of_heads = |x: &Tensor| x.f_transpose(1, 2)?.f_repeat_interleave_self_int(per_group, 1, None);
-    let (k, v) = (of_heads(k)?, of_heads(v)?);
-    let causal = Sight::new(
-        Some(&Tensor::f_ones([1, width], (Kind::Bool, q.device()))?),
-        width,
-        None,
-        (q.f_kind()?, q.device()),
-    )?;
-    let mask = match (sight, &causal) {
-        (Sight::Masked(mask), _) | (Sight::Causal, Sight::Masked(mask)) => mask,
-        (Sight::Causal, Sight::Causal) => return attend(&q, &k, &v, sight),
+/// The same step by step, as transformers' `eager` attention computes it: the mask hides with the smallest number
+/// of its kind, so that a position which sees nothing sees everything alike, and the softmax is computed in
+/// `softmax`.
+pub(crate) fn attend_step_by_step(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight, softmax: Kind) -> Result<Tensor> {
+    let Sight::Masked(mask) = sight else {
+        return attend(q, k, v, sight);
     };
+    let per_group = q.size()[2] / k.size()[2].max(1);
+    let of_heads = |x: &Tensor| x.f_transpose(1, 2)?.f_repeat_interleave_self_int(per_group, 1, None);
+    let (q, k, v) = (q.f_transpose(1, 2)?, of_heads(k)?, of_heads(v)?);
     let scale = (q.size()[3] as f64).powf(-0.5);
     let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_add(mask)?;
-    let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(v.f_kind()?)?;
+    let weights = scores.f_softmax(-1, softmax)?.f_to_kind(v.f_kind()?)?;
     merge_heads(&weights.f_matmul(&v)?)
 }
 

@@ -13,7 +13,7 @@ use crate::linear::linear;
 use crate::logps::wide;
 use crate::shards;
 use crate::trunk::Trunk;
-use crate::{Config, Decoder, Error, Params, Precision, Result, Trained, init};
+use crate::{Config, Decoder, Error, Params, Precision, Result, Rounding, Trained, init};
 
 pub(crate) const SCORE: &str = "score.weight";
 
@@ -130,10 +130,10 @@ impl SequenceClassifier {
         &self.trunk
     }
 
-    /// The same model, rounding to f32 where transformers does; see [`Decoder::rounded_like_transformers`].
+    /// The same model, rounding in these places as transformers does; see [`Decoder::rounding_like_transformers`].
     #[must_use]
-    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
-        self.trunk.round_to_f32(softmax);
+    pub fn rounding_like_transformers(mut self, places: Rounding) -> Self {
+        self.trunk.round(places);
         self
     }
 

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::arch::Spec;
 use crate::hf::{self, ModelClass};
 use crate::shards::{self, LARGEST_SHARD, Wanted};
-use crate::trunk::Trunk;
+use crate::trunk::{Rounding, Trunk};
 use crate::{Config, Error, Params, Precision, Result, Trained, init};
 
 /// The file of a model folder that says what the model is.
@@ -86,12 +86,11 @@ impl Decoder {
         save(dir, self.config(), &self.params, ModelClass::CausalLm, Some(kind))
     }
 
-    /// The same model, rounding to f32 where transformers does whatever the kind of the weights: RMS norms,
-    /// rotary angles and, with `softmax` (its `eager` attention), the weights of attention. Only f64 models
-    /// show it; equality with transformers in f64 beyond seven digits needs it. Generation keeps its softmax.
+    /// The same model, rounding in these places as transformers does. For comparisons: cached steps of generation
+    /// keep their attention.
     #[must_use]
-    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
-        self.trunk.round_to_f32(softmax);
+    pub fn rounding_like_transformers(mut self, places: Rounding) -> Self {
+        self.trunk.round(places);
         self
     }
 

@@ -73,6 +73,10 @@ pub(crate) fn read(fields: &mut Fields) -> Result<(f64, RopeScaling), String> {
             }
             (_, found) => theta = found,
         }
+        // Newer files say here what share of a head turns; who computes with a share has taken it by now.
+        inner
+            .only("partial_rotary_factor", &json!(1.0))
+            .map_err(|what| format!("`{name}`: {what}"))?;
         let found = RopeScaling::read(&mut inner).map_err(|what| format!("`{name}`: {what}"))?;
         if let Some((other, value)) = inner.rest().iter().find(|(_, v)| !v.is_null()) {
             return Err(format!("`{name}.{other}` is not supported, got {value}"));

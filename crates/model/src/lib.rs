@@ -1,8 +1,8 @@
 //! Decoder architectures, heads, sampling and weights on disk.
 //!
-//! The only architecture is the Llama form: RMSNorm before each block, rotary positions, SwiGLU,
-//! grouped-query attention, tied or untied output embedding. A model is a Hugging Face folder
-//! (`config.json`, `model.safetensors` with Hugging Face names), so other tools read what is written here.
+//! One decoder is made of named parts (norm, attention, feed-forward block, positions); an [`Architecture`] says which.
+//! A model is a Hugging Face folder (`config.json`, `model.safetensors` or shards, with Hugging Face names), so
+//! other tools read what is written here.
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
@@ -72,4 +72,4 @@ pub use precision::Precision;
 pub use replay::Replayed;
 pub use sampling::Sampling;
 pub use trained::Trained;
-pub use trunk::Trunk;
+pub use trunk::{Rounding, Trunk};

@@ -16,8 +16,10 @@ pub(crate) struct Rope {
     wanted: usize,
     /// How many do, in pairs (r).
     dim: usize,
-    /// The kind that angles are computed in.
-    inside: Kind,
+    /// The kind that frequencies are computed in.
+    of_frequencies: Kind,
+    /// The kind that angles, cosines and sines are computed in.
+    of_angles: Kind,
     kind: Kind,
     device: Device,
     table: RefCell<Option<Table>>,
@@ -59,22 +61,25 @@ impl Rotation {
 
 impl Rope {
     /// Positions that turn the first `dim` coordinates of each head. Angles are computed in f64 and rounded once:
-    /// the products of transformers, which are f32, are off by 3e-5 at position 500.
+    /// the products of transformers, which are f32, are off by 9e-6 at position 500.
     pub(crate) fn new(config: &Config, dim: usize, kind: Kind, device: Device) -> Self {
         Self {
             config: config.clone(),
             wanted: dim,
             dim: dim.next_multiple_of(2),
-            inside: Kind::Double,
+            of_frequencies: Kind::Double,
+            of_angles: Kind::Double,
             kind,
             device,
             table: RefCell::new(None),
         }
     }
 
-    /// Computes angles, cosines and sines in f32, as transformers does even for f64.
-    pub(crate) fn round_to_f32(&mut self) {
-        self.inside = Kind::Float;
+    /// Computes frequencies, or angles, cosines and sines too, in f32.
+    pub(crate) fn round_to_f32(&mut self, frequencies: bool, angles: bool) {
+        let kind = |narrow| if narrow { Kind::Float } else { Kind::Double };
+        self.of_frequencies = kind(frequencies || angles);
+        self.of_angles = kind(angles);
         self.table = RefCell::new(None);
     }
 
@@ -119,9 +124,9 @@ impl Rope {
     }
 
     fn make(&self, positions: usize) -> Result<Table> {
-        let frequencies = frequencies(&self.config, self.wanted, self.inside)?;
+        let frequencies = frequencies(&self.config, self.wanted, self.of_frequencies)?.f_to_kind(self.of_angles)?;
         let angles = Tensor::f_arange(positions as i64, (Kind::Int64, Device::Cpu))?
-            .f_to_kind(self.inside)?
+            .f_to_kind(self.of_angles)?
             .f_unsqueeze(1)?
             .f_mul(&frequencies)?;
         let factor = self.config.rope_scaling.attention_factor();

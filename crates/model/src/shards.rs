@@ -130,8 +130,11 @@ impl Source {
             match original.filter(|(copy, _)| copy == stored) {
                 None => out.push((spec.name.clone(), file.finite_tensor(stored, kind)?.f_to(device)?)),
                 Some((copy, spec)) => {
-                    let same = out.iter().find(|(name, _)| *name == spec.name);
-                    if !same.is_some_and(|(_, tensor)| file.equals(stored, tensor).unwrap_or(false)) {
+                    let same = match out.iter().find(|(name, _)| *name == spec.name) {
+                        Some((_, tensor)) => file.equals(stored, tensor)?,
+                        None => false,
+                    };
+                    if !same {
                         return Err(Error::weights(
                             &self.path,
                             format!(

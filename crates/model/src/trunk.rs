@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Sight, attend, attend_with_f32_softmax};
+use crate::attention::{Sight, attend, attend_step_by_step};
 use crate::block::Block;
 use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
@@ -28,7 +28,23 @@ pub struct Trunk {
     pub(crate) positions: Positions,
     /// What each block's window is; none where it sees everything before it.
     windows: Vec<Option<i64>>,
-    f32_softmax: bool,
+    step_by_step: bool,
+}
+
+/// Where a computation rounds as transformers does although it need not. Equality with transformers in more than
+/// seven digits needs it: there, RMS norms, frequencies and angles are f32 whatever the kind of the weights. The
+/// default rounds nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rounding {
+    /// The quotients of RMS norms, in f32 and step by step.
+    pub norms: bool,
+    /// The frequencies of rotary positions, in f32.
+    pub frequencies: bool,
+    /// Their angles, cosines and sines, and the frequencies, in f32.
+    pub angles: bool,
+    /// Attention as with `eager`: step by step, the softmax in f32 unless positions are learned, and a position
+    /// that sees nothing sees everything alike.
+    pub eager: bool,
 }
 
 /// What the blocks of one batch see.
@@ -71,7 +87,7 @@ impl Trunk {
             windows: (0..config.num_hidden_layers)
                 .map(|i| form.window(config, i).map(|n| n as i64))
                 .collect(),
-            f32_softmax: false,
+            step_by_step: false,
             embedding,
         })
     }
@@ -96,19 +112,18 @@ impl Trunk {
         linear_maps(&mut self.blocks).try_for_each(|(_, map)| map.readapt(params))
     }
 
-    /// Rounds norms and angles to f32, and the softmax of attention when asked: see
-    /// [`crate::Decoder::rounded_like_transformers`].
-    pub(crate) fn round_to_f32(&mut self, softmax: bool) {
-        let norms = self
-            .blocks
-            .iter_mut()
-            .flat_map(|b| [&mut b.before_attention, &mut b.before_mlp]);
-        norms.chain([&mut self.norm]).for_each(Norm::round_to_f32);
-        if let Positions::Rotary(rope) = &mut self.positions {
-            rope.round_to_f32();
-            // Architectures with learned positions keep their kind in the softmax too.
-            self.f32_softmax = softmax;
+    pub(crate) fn round(&mut self, places: Rounding) {
+        if places.norms {
+            let norms = self
+                .blocks
+                .iter_mut()
+                .flat_map(|b| [&mut b.before_attention, &mut b.before_mlp]);
+            norms.chain([&mut self.norm]).for_each(Norm::round_to_f32);
         }
+        if let Positions::Rotary(rope) = &mut self.positions {
+            rope.round_to_f32(places.frequencies, places.angles);
+        }
+        self.step_by_step = places.eager;
     }
 
     /// What the trunk is.
@@ -177,11 +192,16 @@ impl Trunk {
     pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
         let (width, options) = (width as i64, (self.kind()?, self.device()));
         let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        let sight = |window| {
+            if self.step_by_step {
+                let learned = matches!(self.positions, Positions::Learned(_));
+                return Sight::step_by_step(real, width, window, options, learned);
+            }
+            Sight::new(real, width, window, options)
+        };
         Ok(Sights {
-            all: Sight::new(real, width, None, options)?,
-            near: window
-                .map(|&window| Sight::new(real, width, Some(window), options))
-                .transpose()?,
+            all: sight(None)?,
+            near: window.map(|&window| sight(Some(window))).transpose()?,
         })
     }
 
@@ -191,8 +211,12 @@ impl Trunk {
             Some(near) if self.windows[i].is_some() => near,
             _ => &sights.all,
         };
-        if self.f32_softmax {
-            return attend_with_f32_softmax(q, k, v, sight);
+        if self.step_by_step {
+            let softmax = match self.positions {
+                Positions::Rotary(_) => Kind::Float,
+                Positions::Learned(_) => self.kind()?,
+            };
+            return attend_step_by_step(q, k, v, sight, softmax);
         }
         attend(q, k, v, sight)
     }

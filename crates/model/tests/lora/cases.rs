@@ -8,10 +8,18 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-use unsay_model::{Decoder, Error, LoraConfig, Params, SequenceClassifier, weights};
+use unsay_model::{Decoder, Error, LoraConfig, Params, Rounding, SequenceClassifier, weights};
 
 /// How many cases there are.
 pub(crate) const CASES: usize = 9;
+
+/// PEFT ran on transformers with attention step by step.
+const ROUNDING: Rounding = Rounding {
+    norms: true,
+    frequencies: true,
+    angles: true,
+    eager: true,
+};
 
 /// One checkpoint with an adapter and what PEFT computed.
 pub(crate) struct Case {
@@ -61,10 +69,10 @@ impl Case {
         let base = self.folder.join("base");
         if self.name.starts_with("classifier") {
             let model = SequenceClassifier::load(&base, Device::Cpu).unwrap();
-            Model::Classifier(model.rounded_like_transformers(true))
+            Model::Classifier(model.rounding_like_transformers(ROUNDING))
         } else {
             let model = Decoder::load(&base, Device::Cpu).unwrap();
-            Model::Decoder(model.rounded_like_transformers(true))
+            Model::Decoder(model.rounding_like_transformers(ROUNDING))
         }
     }
 

@@ -3,59 +3,77 @@
 use std::fmt;
 
 use tch::{Device, Kind, Tensor};
-use unsay_model::Decoder;
+use unsay_model::{Decoder, Rounding};
 
 use crate::case::Case;
 
-/// Where a computation rounds to f32. In f32 there is one way. Expectations in f64 may come from transformers as
-/// it is, which rounds norms, angles, the loss and (with eager attention) the softmax of attention to f32 whatever
-/// the kind of the weights, or from code that computes in f64 throughout; a case must agree with one of them in
-/// everything that it expects.
+/// How an expectation may have been computed. transformers rounds norms, angles and the loss to f32 whatever the
+/// kind of the weights, and with eager attention the softmax; code that makes cases may leave some of it in f64. A
+/// case must agree with one way in everything that it expects.
 #[derive(Clone, Copy)]
-pub(crate) struct Rounding {
-    parts: Option<Softmax>,
+pub(crate) struct Way {
+    inside: Rounding,
     loss: bool,
 }
 
-#[derive(Clone, Copy)]
-enum Softmax {
-    Kept,
-    Rounded,
-}
-
-impl Rounding {
-    pub(crate) fn of(kind: Kind) -> Vec<Self> {
-        let parts: &[Option<Softmax>] = match kind {
-            Kind::Double => &[None, Some(Softmax::Kept), Some(Softmax::Rounded)],
-            _ => &[None],
-        };
-        let losses: &[bool] = if kind == Kind::Double { &[false, true] } else { &[false] };
-        let each = |&parts| losses.iter().map(move |&loss| Self { parts, loss });
-        parts.iter().flat_map(each).collect()
+impl Way {
+    /// All ways of a kind, that of this project first.
+    pub(crate) fn all(kind: Kind) -> Vec<Self> {
+        let mut all = Vec::new();
+        for bits in 0..32 {
+            let bit = |n: u32| bits >> n & 1 == 1;
+            let (loss, eager) = (bit(0), bit(4));
+            let (norms, frequencies, angles) = (bit(1), bit(2), bit(3));
+            let inside = Rounding {
+                norms,
+                frequencies,
+                angles,
+                eager,
+            };
+            // Angles in f32 take frequencies with them. A loss in f32 is nothing new to f32, and there only all of
+            // it or nothing of it is as in transformers.
+            let known = match kind {
+                Kind::Double => frequencies || !angles,
+                _ => !loss && norms == angles && norms == frequencies,
+            };
+            if known {
+                all.push(Self { inside, loss });
+            }
+        }
+        all
     }
 
     pub(crate) fn model(self, case: &Case) -> Result<Decoder, unsay_model::Error> {
         let model = Decoder::load_kind(&case.checkpoint, Device::Cpu, case.kind())?;
-        Ok(match self.parts {
-            None => model,
-            Some(softmax) => model.rounded_like_transformers(matches!(softmax, Softmax::Rounded)),
-        })
+        Ok(model.rounding_like_transformers(self.inside))
     }
 }
 
-impl fmt::Display for Rounding {
+impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = match self.parts {
-            None => "one kind throughout",
-            Some(Softmax::Kept) => "f64 with norms and angles in f32",
-            Some(Softmax::Rounded) => "f64 with norms, angles and softmax in f32",
-        };
-        write!(f, "{parts}{}", if self.loss { ", loss in f32" } else { "" })
+        let Rounding {
+            norms,
+            frequencies,
+            angles,
+            eager,
+        } = self.inside;
+        let places = [
+            (norms, "norms"),
+            (frequencies && !angles, "frequencies"),
+            (angles, "angles"),
+            (eager, "eager attention"),
+            (self.loss, "loss"),
+        ];
+        let rounded: Vec<&str> = places.into_iter().filter_map(|(on, name)| on.then_some(name)).collect();
+        match rounded.as_slice() {
+            [] => f.write_str("as this project computes"),
+            names => write!(f, "rounding {} as transformers does", names.join(", ")),
+        }
     }
 }
 
 /// What differs by more than the tolerance.
-pub(crate) fn mistakes(case: &Case, model: &Decoder, rounding: Rounding) -> Vec<String> {
+pub(crate) fn mistakes(case: &Case, model: &Decoder, way: Way) -> Vec<String> {
     let mut out = Vec::new();
     let logits = case.forward(model);
     let expected = &case.expected["logits"];
@@ -81,11 +99,7 @@ pub(crate) fn mistakes(case: &Case, model: &Decoder, rounding: Rounding) -> Vec<
     };
     let width = labels.size()[1];
     let before = logits.narrow(1, 0, width - 1).reshape([-1, logits.size()[2]]);
-    let before = if rounding.loss {
-        before.to_kind(Kind::Float)
-    } else {
-        before
-    };
+    let before = if way.loss { before.to_kind(Kind::Float) } else { before };
     let targets = labels.narrow(1, 1, width - 1).reshape([-1]);
     let loss = before.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Mean, -100, 0.0);
     if let Some(expected) = case.expected.get("loss") {
@@ -142,6 +156,6 @@ fn difference(name: &str, found: &Tensor, expected: &Tensor) -> Option<String> {
     let allowed: Tensor = (expected.abs() + largest) * tolerance;
     let beyond = (&found - &expected).abs() / allowed;
     let worst = beyond.max().double_value(&[]);
-    let finite = found.isfinite().all().int64_value(&[]) == 1;
+    let finite = beyond.isfinite().all().int64_value(&[]) == 1;
     (!finite || worst > 1.0).then(|| format!("{name}: {worst:.2e} times the tolerance (largest {largest:.2e})"))
 }

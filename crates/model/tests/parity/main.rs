@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use case::{Case, cases};
-use compare::{Rounding, mistakes};
+use compare::{Way, mistakes};
 use tch::{Device, Kind};
 use unsay_model::{Decoder, Sampling, generate, weights};
 
@@ -52,11 +52,11 @@ fn report(line: &str) {
 fn parity_of_logits_loss_and_gradients() {
     let compared = for_each(|case| {
         let mut first = None;
-        for rounding in Rounding::of(case.kind()) {
-            let model = rounding.model(case).map_err(|e| format!("{}: {e}", case.name))?;
-            let found = mistakes(case, &model, rounding);
+        for way in Way::all(case.kind()) {
+            let model = way.model(case).map_err(|e| format!("{}: {e}", case.name))?;
+            let found = mistakes(case, &model, way);
             if found.is_empty() {
-                return Ok(rounding.to_string());
+                return Ok(way.to_string());
             }
             first.get_or_insert(found);
         }
@@ -160,9 +160,9 @@ fn parity_would_be_noticed_if_lost() {
     tch::no_grad(|| {
         let _ = weight.shallow_clone().g_mul_scalar_(1.001);
     });
-    let found: Vec<Vec<String>> = Rounding::of(case.kind())
+    let found: Vec<Vec<String>> = Way::all(case.kind())
         .into_iter()
-        .map(|rounding| mistakes(&case, &model, rounding))
+        .map(|way| mistakes(&case, &model, way))
         .collect();
     assert!(found.iter().all(|m| !m.is_empty()), "{found:?}");
 }

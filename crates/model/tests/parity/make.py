@@ -127,8 +127,9 @@ def inputs():
         real_ids = torch.randint(0, VOCAB, (real,)).tolist()
         ids.append([0] * left + real_ids + [0] * right)
         mask.append([0] * left + [1] * real + [0] * right)
-        # The first tokens are a prompt.
-        labels.append([-100] * (left + 2) + real_ids[2:] + [-100] * right)
+        # The first tokens are a prompt, but for one row: there the padding before the first token predicts it.
+        prompt = 0 if row == 1 else 2
+        labels.append([-100] * (left + prompt) + real_ids[prompt:] + [-100] * right)
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
 
