@@ -3,7 +3,6 @@
 use crate::encode::Encoded;
 use crate::error::{Error, Result};
 use crate::record::Label;
-use crate::tokenizer::Tokenizer;
 
 /// Some encoded examples as one padded array.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +15,7 @@ pub struct Batch {
     pub width: usize,
     /// The number of real tokens of each row.
     pub lengths: Vec<i64>,
-    /// The completion tokens to predict.
+    /// The tokens to predict: those of the spans.
     pub rows: TargetRows,
     /// Per row: 1 positive, 0 negative, -1 unlabelled.
     pub labels: Vec<i8>,
@@ -24,7 +23,7 @@ pub struct Batch {
     pub examples: Vec<usize>,
 }
 
-/// One entry per completion token, in row order: who predicts it and what it is.
+/// One entry per token of a span, in row order: who predicts it and what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetRows {
     /// The index in the flattened B × T states of the state that predicts the token.
@@ -33,7 +32,7 @@ pub struct TargetRows {
     pub target: Vec<i64>,
     /// The row of the batch it belongs to.
     pub example: Vec<i64>,
-    /// True for an end-of-sequence token.
+    /// True for the end token of a span.
     pub is_eos: Vec<bool>,
 }
 
@@ -41,11 +40,12 @@ impl Batch {
     /// Pads examples to one width and lists their completion tokens.
     ///
     /// # Errors
-    /// When there is no example, or one without a completion token or a token before it.
+    /// When there is no example, or one whose spans do not lie in it one after the other.
     pub fn new(encoded: &[&Encoded]) -> Result<Self> {
         let width = encoded.iter().map(|e| e.ids.len()).max().ok_or(Error::EmptyBatch)?;
         let mut batch = Self {
-            ids: vec![i64::from(Tokenizer::PAD); encoded.len() * width],
+            // Any id does: nothing looks past the length of a row.
+            ids: vec![0; encoded.len() * width],
             n_examples: encoded.len(),
             width,
             lengths: Vec::with_capacity(encoded.len()),
@@ -54,26 +54,21 @@ impl Batch {
             examples: Vec::with_capacity(encoded.len()),
         };
         for (row, one) in encoded.iter().enumerate() {
-            let (length, start) = (one.ids.len(), one.completion_start);
-            if start == 0 || start >= length {
-                return Err(Error::EmptyTarget {
-                    example: one.example,
-                    length,
-                    start,
-                });
-            }
+            one.check()?;
             let begin = row * width;
             for (slot, &id) in batch.ids[begin..].iter_mut().zip(&one.ids) {
                 *slot = i64::from(id);
             }
-            for (at, &id) in one.ids.iter().enumerate().skip(start) {
-                // The state at one position predicts the token at the next.
-                batch.rows.position.push((begin + at - 1) as i64);
-                batch.rows.target.push(i64::from(id));
-                batch.rows.example.push(row as i64);
-                batch.rows.is_eos.push(id == Tokenizer::EOS);
+            for span in &one.spans {
+                for at in span.start..span.end {
+                    // The state at one position predicts the token at the next.
+                    batch.rows.position.push((begin + at - 1) as i64);
+                    batch.rows.target.push(i64::from(one.ids[at]));
+                    batch.rows.example.push(row as i64);
+                    batch.rows.is_eos.push(span.ended && at + 1 == span.end);
+                }
             }
-            batch.lengths.push(length as i64);
+            batch.lengths.push(one.ids.len() as i64);
             batch.labels.push(match one.label {
                 Label::Positive => 1,
                 Label::Negative => 0,
@@ -87,12 +82,18 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use super::{Batch, Encoded, Label, Tokenizer};
+    use super::{Batch, Encoded, Label};
+    use crate::encode::Span;
+    use crate::tokenizer::Tokenizer;
 
     fn encoded(ids: &[u32], completion_start: usize, label: Label, example: usize) -> Encoded {
         Encoded {
             ids: ids.to_vec(),
-            completion_start,
+            spans: vec![Span {
+                start: completion_start,
+                end: ids.len(),
+                ended: ids.last() == Some(&Tokenizer::EOS),
+            }],
             label,
             example,
         }

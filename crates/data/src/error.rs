@@ -115,6 +115,87 @@ pub enum Error {
         /// What the library said.
         message: String,
     },
+    /// A tokenizer with more tokens than the model has embeddings for.
+    #[error(
+        "tokenizer: expected token ids below {rows}, the rows of the embedding, got a vocabulary of {vocab_size}\n\
+         hint: take the tokenizer that lies beside the weights"
+    )]
+    EmbeddingTooSmall {
+        /// The size of the vocabulary.
+        vocab_size: usize,
+        /// The rows of the embedding.
+        rows: usize,
+    },
+    /// A conversation for a tokenizer without a chat template.
+    #[error("tokenizer: expected a chat template, got a tokenizer without one")]
+    NoTemplate,
+    /// Named chat templates of which none is the one to take.
+    #[error("chat template: expected one named `default`, got {}", listed(found))]
+    NoDefaultTemplate {
+        /// The names found.
+        found: Vec<String>,
+    },
+    /// A chat template that does not parse, or that fails.
+    #[error("chat template `{name}`{}: {message}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Template {
+        /// The name of the template.
+        name: String,
+        /// The line within it, from 1.
+        line: Option<usize>,
+        /// What is wrong there.
+        message: String,
+    },
+    /// What a chat template itself says of a conversation, by `raise_exception`.
+    #[error("the chat template refuses the conversation: `{message}`")]
+    TemplateComplaint {
+        /// What it says.
+        message: String,
+    },
+    /// A thread for the chat template that the operating system did not give.
+    #[error("could not start a thread for the chat template: {source}")]
+    Thread {
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A conversation that has every character for private use.
+    #[error("conversation: expected some character for private use that does not occur, got all of them")]
+    NoMarks,
+    /// An error of one turn of an example.
+    #[error("example {example}: {source}")]
+    Example {
+        /// The index of the example in what was encoded.
+        example: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// A template that writes the beginning of a conversation in another way once it goes on.
+    #[error(
+        "message {turn}: expected a chat template that writes what comes before an answer in the same way once the \
+         answer follows, got other text\n\
+         hint: learn from the last answer of a conversation alone, or take a template that keeps earlier turns as they are"
+    )]
+    NoPrefix {
+        /// The index of the message, from 0.
+        turn: usize,
+    },
+    /// A conversation that is no prompt and its answer.
+    #[error("messages: expected {expected}, got {got}")]
+    Conversation {
+        /// What should stand there.
+        expected: &'static str,
+        /// What stands there.
+        got: String,
+    },
+    /// A limit that leaves no room for what the template itself writes.
+    #[error(
+        "max_prompt: expected room for the template and a part of the last message, which takes {least} tokens, got {got}"
+    )]
+    PromptTooShort {
+        /// The least that would do.
+        least: usize,
+        /// The limit.
+        got: usize,
+    },
     /// A token id outside the vocabulary.
     #[error("tokenizer: expected token ids below {vocab_size}, got {got}")]
     TokenId {

@@ -3,6 +3,7 @@
 mod atomic;
 mod batch;
 pub mod catalog;
+mod chat;
 mod columns;
 mod encode;
 mod error;
@@ -18,10 +19,10 @@ mod turns;
 
 pub use batch::{Batch, TargetRows};
 pub use columns::{Columns, LabelColumn, LabelValue};
-pub use encode::{Encoded, Limits, Supervision, encode_all, encode_prompt};
+pub use encode::{Encoded, Limits, Prompt, Span, Supervision, encode_all, encode_chat, encode_prompt};
 pub use error::{Error, Place, Result};
 pub use files::{Files, read_examples, read_file, write_examples};
 pub use mixture::Mixture;
-pub use record::{Example, Label, Splits};
+pub use record::{Example, Label, Message, Splits};
 pub use streams::stream;
 pub use tokenizer::Tokenizer;

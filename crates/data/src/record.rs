@@ -16,6 +16,26 @@ pub enum Label {
     Unlabelled,
 }
 
+/// One turn of a conversation, and who says it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who says it: `system`, `user` or `assistant`; what else there may be is for the chat template to say.
+    pub role: String,
+    /// What is said, letter by letter.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of this role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
 /// One completion in its context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +50,24 @@ pub struct Example {
     pub label: Label,
     /// True when exactly this prompt occurs in the training split.
     pub seen_prompt: bool,
+    /// The whole conversation with its roles, the completion as its last message; empty when the data has no roles. Only
+    /// tokenizers with a chat template read it, the others read `prompt` and `completion`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+}
+
+impl Example {
+    /// The messages before the completion; empty when the data has no roles.
+    pub fn prompt_messages(&self) -> &[Message] {
+        self.messages.split_last().map_or(&[], |(_, earlier)| earlier)
+    }
+
+    /// The messages of this conversation with another completion; empty when the data has no roles.
+    pub fn messages_with(&self, completion: &str) -> Vec<Message> {
+        let earlier = self.prompt_messages().iter().cloned();
+        let answer = (!self.messages.is_empty()).then(|| Message::new("assistant", completion));
+        earlier.chain(answer).collect()
+    }
 }
 
 /// The three parts of a dataset.
@@ -74,6 +112,7 @@ mod tests {
             completion: "yes".into(),
             label: Label::Positive,
             seen_prompt,
+            messages: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::columns::{Columns, LabelColumn};
 use crate::error::{Error, Place, Result, nearest};
-use crate::record::{Example, Label};
+use crate::record::{Example, Label, Message};
 use crate::turns;
 
 /// The shapes recognised by their column names, for error messages.
@@ -80,17 +80,22 @@ impl Shape {
     /// The examples of one row.
     pub(crate) fn examples(&self, id: &str, place: &Place, fields: &Fields, into: &mut Vec<Example>) -> Result<()> {
         let row = Row { place, fields };
-        let mut push = |id: String, prompt: &str, completion: String, label| {
-            if completion.is_empty() {
+        let mut push = |id: String, prompt: &Side, completion: Side, label| {
+            if completion.text.is_empty() {
                 return Err(Error::EmptyCompletion { place: place.clone() });
             }
-            let prompt = prompt.to_owned();
+            let messages = match (&prompt.messages, completion.messages) {
+                // Text of the prompt has no roles.
+                (None, _) => Vec::new(),
+                (Some(earlier), last) => earlier.iter().cloned().chain(last.unwrap_or_default()).collect(),
+            };
             into.push(Example {
                 id,
-                prompt,
-                completion,
+                prompt: prompt.text.clone(),
+                completion: completion.text,
                 label,
                 seen_prompt: false,
+                messages,
             });
             Ok(())
         };
@@ -124,19 +129,35 @@ impl Shape {
             Self::Messages => {
                 let mut messages = row.messages("messages", row.value("messages")?)?;
                 match messages.pop() {
-                    Some(("assistant", last)) => {
-                        let earlier = messages.into_iter().map(|(_, content)| content);
-                        let prompt = turns::joined(earlier);
-                        push(id.to_owned(), &prompt, turns::turn(last), Label::Unlabelled)
-                    }
-                    Some((role, _)) => Err(row.wrong(
+                    Some(last) if last.role == "assistant" => push(
+                        id.to_owned(),
+                        &Side::of(messages),
+                        Side::of(vec![last]),
+                        Label::Unlabelled,
+                    ),
+                    Some(last) => Err(row.wrong(
                         "messages",
                         "a last message with the role `assistant`",
-                        format!("role `{role}`"),
+                        format!("role `{}`", last.role),
                     )),
                     None => Err(row.wrong("messages", "at least one message", "none")),
                 }
             }
+        }
+    }
+}
+
+/// A prompt or a completion: as text with a turn per line, and with its roles where it has some.
+struct Side {
+    text: String,
+    messages: Option<Vec<Message>>,
+}
+
+impl Side {
+    fn of(messages: Vec<Message>) -> Self {
+        Self {
+            text: turns::joined(messages.iter().map(|message| &message.content)),
+            messages: Some(messages),
         }
     }
 }
@@ -159,30 +180,39 @@ impl<'a> Row<'a> {
     }
 
     /// Text with a turn per line, or a list of messages.
-    fn prompt(&self, column: &str) -> Result<String> {
+    fn prompt(&self, column: &str) -> Result<Side> {
         match self.value(column)? {
-            Value::String(text) => Ok(turns::dialogue(text)),
-            value @ Value::Array(_) => Ok(turns::joined(self.messages(column, value)?.into_iter().map(|m| m.1))),
+            Value::String(text) => Ok(Side {
+                text: turns::dialogue(text),
+                messages: None,
+            }),
+            value @ Value::Array(_) => Ok(Side::of(self.messages(column, value)?)),
             other => Err(self.wrong(column, "text", kind(other))),
         }
     }
 
     /// One turn, or a list of one message of the assistant.
-    fn completion(&self, column: &str) -> Result<String> {
+    fn completion(&self, column: &str) -> Result<Side> {
         match self.value(column)? {
-            Value::String(text) => Ok(turns::turn(text)),
-            value @ Value::Array(_) => match self.messages(column, value)?.as_slice() {
-                [("assistant", content)] => Ok(turns::turn(content)),
-                messages => {
-                    let got = format!("{} messages", messages.len());
-                    Err(self.wrong(column, "one message with the role `assistant`", got))
+            Value::String(text) => Ok(Side {
+                text: turns::turn(text),
+                messages: Some(vec![Message::new("assistant", text.clone())]),
+            }),
+            value @ Value::Array(_) => {
+                let messages = self.messages(column, value)?;
+                match messages.as_slice() {
+                    [one] if one.role == "assistant" => Ok(Side::of(messages)),
+                    _ => {
+                        let got = format!("{} messages", messages.len());
+                        Err(self.wrong(column, "one message with the role `assistant`", got))
+                    }
                 }
-            },
+            }
             other => Err(self.wrong(column, "text", kind(other))),
         }
     }
 
-    fn messages(&self, column: &str, value: &'a Value) -> Result<Vec<(&'a str, &'a str)>> {
+    fn messages(&self, column: &str, value: &Value) -> Result<Vec<Message>> {
         let expected = "a list of messages with `role` and `content`";
         let list = value
             .as_array()
@@ -197,7 +227,7 @@ impl<'a> Row<'a> {
                 let expected = "the role `system`, `user` or `assistant`";
                 return Err(self.wrong(column, expected, format!("`{}`", shortened(role))));
             }
-            messages.push((role, content));
+            messages.push(Message::new(role, content));
         }
         Ok(messages)
     }
@@ -262,7 +292,7 @@ pub(crate) fn missing<'a>(place: &Place, column: &str, found: impl Iterator<Item
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series};
-use unsay_data::{Columns, Example, Files, Label, read_examples, read_file, write_examples};
+use unsay_data::{Columns, Example, Files, Label, Message, read_examples, read_file, write_examples};
 
 struct Folder(tempfile::TempDir);
 
@@ -428,6 +428,7 @@ fn the_normal_form_comes_back() {
         completion: completion.into(),
         label,
         seen_prompt: id == "1",
+        messages: Vec::new(),
     };
     let examples = [
         example("1", "x", Label::Positive),
@@ -453,4 +454,44 @@ fn the_normal_form_comes_back() {
         refused(r#"{"id": "1", "prompt": "", "completion": " ", "label": "positive", "seen_prompt": true}"#),
         "`bad.jsonl:1`: expected a completion, got empty text"
     );
+}
+
+/// Roles and line breaks of messages are kept beside the text with a turn per line, in every shape that has roles.
+#[test]
+fn messages_keep_their_roles() {
+    let folder = Folder::new();
+    let system = r#"{"role": "system", "content": "be\nkind"}"#;
+    let user = r#"{"role": "user", "content": " q "}"#;
+    let answer = |text: &str| format!(r#"{{"role": "assistant", "content": "{text}"}}"#);
+    let (a, b) = (answer("a\\nb"), answer("c"));
+    let rows = [
+        format!(r#"{{"messages": [{system}, {user}, {a}]}}"#),
+        format!(r#"{{"prompt": [{system}, {user}], "completion": [{a}]}}"#),
+        format!(r#"{{"prompt": [{system}, {user}], "completion": "a\nb"}}"#),
+        format!(r#"{{"prompt": [{system}, {user}], "chosen": [{a}], "rejected": [{b}]}}"#),
+    ];
+    let earlier = [Message::new("system", "be\nkind"), Message::new("user", " q ")];
+    for row in &rows {
+        let found = read_file(folder.file("rows.jsonl", row), None, "train").unwrap();
+        assert_eq!(found[0].messages[..2], earlier, "{row}");
+        assert_eq!(found[0].messages[2..], [Message::new("assistant", "a\nb")]);
+        assert_eq!(found[0].prompt_messages(), earlier);
+        assert_eq!(
+            (found[0].prompt.as_str(), found[0].completion.as_str()),
+            ("be kind\nq", "a b")
+        );
+        write_examples(folder.path("again.jsonl"), &found).unwrap();
+        assert_eq!(read_examples(folder.path("again.jsonl")).unwrap(), found);
+    }
+    let pair = read_file(folder.file("rows.jsonl", &rows[3]), None, "train").unwrap();
+    assert_eq!(pair[1].messages, pair[0].messages_with("c"));
+    // Without roles nothing is added to what is stored.
+    let plain = read_file(
+        folder.file("rows.jsonl", r#"{"prompt": "a\nb", "completion": "c"}"#),
+        None,
+        "train",
+    );
+    let plain = plain.unwrap();
+    assert!(plain[0].messages.is_empty() && plain[0].messages_with("d").is_empty());
+    assert!(!serde_json::to_string(&plain[0]).unwrap().contains("messages"));
 }

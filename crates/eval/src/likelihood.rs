@@ -15,7 +15,8 @@ pub struct Likelihood {
     pub example: String,
     /// Its label.
     pub label: Label,
-    /// Sum of log p over the completion's tokens, end-of-sequence included where it was not cut off.
+    /// Sum of log p over the completion's tokens, the end token included where it was not cut off; of an unlabelled
+    /// conversation over all its answers.
     pub logp: f64,
     /// How many tokens that is, at least 1.
     pub n_tokens: usize,

@@ -46,6 +46,7 @@ fn example(i: usize, completion: &str) -> Example {
         completion: completion.into(),
         label,
         seen_prompt: true,
+        messages: Vec::new(),
     }
 }
 
@@ -68,12 +69,13 @@ fn sums_equal_the_full_softmax() {
             .matmul(&decoder.output_embedding().tr())
             .log_softmax(-1, Kind::Double);
         let mut sum = 0.0;
-        for (t, id) in ids.iter().enumerate().skip(encoded.completion_start) {
+        let start = encoded.spans[0].start;
+        for (t, id) in ids.iter().enumerate().skip(start) {
             sum += logps.double_value(&[t as i64 - 1, *id]);
         }
         assert_eq!(row.example, examples[encoded.example].id);
         assert_eq!(row.label, examples[encoded.example].label);
-        assert_eq!(row.n_tokens, ids.len() - encoded.completion_start);
+        assert_eq!(row.n_tokens, ids.len() - start);
         assert!(
             (row.logp - sum).abs() < 1e-4,
             "{}: {} against {sum}",

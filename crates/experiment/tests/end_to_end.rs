@@ -17,7 +17,7 @@ fn plan(desk: &Desk, options: &[&str]) -> Vec<(String, String)> {
     let out = desk.unsay(&[&["plan", MANIFEST], options].concat()).ok();
     let (steps, last): (Vec<&str>, Vec<&str>) = out.lines().skip(1).partition(|l| !l.contains("last column"));
     let row = |line: &&str| {
-        let title = line[40..].chars().take(52).collect::<String>().trim_end().to_owned();
+        let title = line[40..].chars().take(60).collect::<String>().trim_end().to_owned();
         (line[6..13].trim().to_owned(), title)
     };
     let steps: Vec<_> = steps.iter().map(row).collect();
@@ -315,7 +315,7 @@ fn a_store_serves_one_run_at_a_time() {
         "--results",
         "out",
         "--set",
-        "pretrain.train.steps=100000",
+        "base.train.train.steps=100000",
     ];
     let mut first = desk.start(&args);
     until(&mut first, "its training", || checkpoint(&desk.store()).is_some());

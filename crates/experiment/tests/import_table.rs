@@ -27,6 +27,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("indicatif", &["experiment"]),
     ("anyhow", &["experiment"]),
     ("polars", &["data", "report"]),
+    ("minijinja", &["data"]),
+    ("minijinja-contrib", &["data"]),
     ("tokenizers", &["data"]),
     ("plotters", &["report"]),
     ("statrs", &["report"]),

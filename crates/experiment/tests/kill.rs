@@ -58,8 +58,26 @@ fn manifest() -> String {
 
 #[test]
 fn killed_at_random_moments_and_continued_the_tables_are_the_same() {
-    let (manifest, times) = (manifest(), number("UNSAY_KILL_TIMES", 6));
-    let undisturbed = Desk::with("manifest.yaml", &manifest);
+    let manifest = manifest();
+    kill(number("UNSAY_KILL_TIMES", 6), &|| {
+        Desk::with("manifest.yaml", &manifest)
+    });
+}
+
+/// Adapters on a model from outside, with states that are made once.
+#[test]
+fn killed_while_it_teaches_a_model_from_outside_the_tables_are_the_same() {
+    kill(4, &|| {
+        let desk = Desk::with("manifest.yaml", include_str!("fixtures/pretrained.yaml"));
+        common::folder::chat_model(&desk.path("base"));
+        desk
+    });
+}
+
+/// Kills the run on a desk so many times, and compares with one that nothing disturbed.
+#[allow(clippy::print_stdout, reason = "shown when it fails, or when it is asked for")]
+fn kill(times: u64, desk_of: &dyn Fn() -> Desk) {
+    let undisturbed = desk_of();
     let clock = Instant::now();
     let status = undisturbed.start(&RUN).wait().unwrap();
     assert!(status.success(), "{}", undisturbed.read("said"));
@@ -68,14 +86,14 @@ fn killed_at_random_moments_and_continued_the_tables_are_the_same() {
     println!("undisturbed: {steps} steps in {:.1} s", whole.as_secs_f64());
 
     let mut draws = stream(number("UNSAY_KILL_SEED", 0), "kill", 0);
-    let mut desk = Desk::with("manifest.yaml", &manifest);
+    let mut desk = desk_of();
     let (mut landed, mut inside, mut lost) = (0, 0, 0);
     while landed < times {
         let wait = whole.mul_f64(draws.random_range(0.0..1.6 / (times + 1) as f64));
         if !kill_after(&mut desk.start(&RUN), wait) {
             // It was done before all kills came: that counts as one more continued run, and the next one starts afresh.
             same_tables(&desk.path("results"), &undisturbed.path("results"));
-            desk = Desk::with("manifest.yaml", &manifest);
+            desk = desk_of();
             continue;
         }
         landed += 1;

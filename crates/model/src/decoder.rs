@@ -144,6 +144,14 @@ impl Decoder {
         &self.params
     }
 
+    /// The same model with a token that fills rows up, where its description names none: a classifier on it needs one.
+    #[must_use]
+    pub fn with_pad_token(mut self, id: Option<u32>) -> Self {
+        let pad = &mut self.trunk.config.pad_token_id;
+        *pad = pad.or(id);
+        self
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.trunk.device()

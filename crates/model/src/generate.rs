@@ -1,5 +1,7 @@
 //! Batched generation with a key/value cache.
 
+use std::ops::ControlFlow;
+
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::attention::{additive, attend_cached};
@@ -19,6 +21,30 @@ pub struct Generated {
     pub logps: Vec<f32>,
     /// Whether a token of `ends` was chosen.
     pub finished: bool,
+}
+
+/// Hears of generation while it goes on. Nothing that is told decides a token.
+pub trait Listener {
+    /// `token` was chosen for a prompt; the token that ends a completion is not told. [`ControlFlow::Break`] ends the
+    /// completion here, as its longest length would.
+    fn token(&mut self, prompt: usize, token: u32) -> ControlFlow<()> {
+        let _ = (prompt, token);
+        ControlFlow::Continue(())
+    }
+
+    /// So many prompts are done so far.
+    fn done(&mut self, prompts: usize) {
+        let _ = prompts;
+    }
+}
+
+/// Hears how many prompts are done.
+struct Count<'a>(&'a mut dyn FnMut(usize));
+
+impl Listener for Count<'_> {
+    fn done(&mut self, prompts: usize) {
+        (self.0)(prompts);
+    }
 }
 
 /// Changes the scores of the next tokens: given states after the last norm [R, D] and logits [R, V], scores [R, V] to choose
@@ -43,13 +69,26 @@ pub fn generate(
     draw: &mut dyn FnMut(usize, usize) -> f32,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generated>> {
+    generate_heard(decoder, prompts, sampling, ends, batch, draw, &mut Count(progress))
+}
+
+/// The same with a listener that hears every token at once, and may end a completion.
+pub fn generate_heard(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ends: &[u32],
+    batch: usize,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    listener: &mut dyn Listener,
+) -> Result<Vec<Generated>> {
     let settings = Settings {
         sampling,
         ends,
         batch,
         guide: None,
     };
-    complete(decoder, prompts, &settings, draw, progress)
+    complete(decoder, prompts, &settings, draw, listener)
 }
 
 /// The same by the scores of a guide: they are filtered and drawn from like logits, and [`Generated::logps`] are their
@@ -71,7 +110,7 @@ pub fn generate_guided(
         batch,
         guide: Some(guide),
     };
-    complete(decoder, prompts, &settings, draw, progress)
+    complete(decoder, prompts, &settings, draw, &mut Count(progress))
 }
 
 /// What does not change from prompt to prompt.
@@ -87,7 +126,7 @@ fn complete(
     prompts: &[Vec<u32>],
     settings: &Settings<'_>,
     draw: &mut dyn FnMut(usize, usize) -> f32,
-    progress: &mut dyn FnMut(usize),
+    listener: &mut dyn Listener,
 ) -> Result<Vec<Generated>> {
     let &Settings {
         sampling, ends, batch, ..
@@ -106,10 +145,7 @@ fn complete(
     for members in order.chunks(batch) {
         no_grad(|| {
             let mut group = Group::new(decoder, prompts, members, settings)?;
-            group.run(&mut out, draw, &mut |n| {
-                done += n;
-                progress(done);
-            })
+            group.run(&mut out, draw, &mut done, listener)
         })?;
     }
     Ok(out)
@@ -227,7 +263,8 @@ impl<'a> Group<'a> {
         &mut self,
         out: &mut [Generated],
         draw: &mut dyn FnMut(usize, usize) -> f32,
-        ended: &mut dyn FnMut(usize),
+        done: &mut usize,
+        listener: &mut dyn Listener,
     ) -> Result<()> {
         // Log-probs stay on the device until the end; only tokens are needed at every step.
         let mut logps = Vec::new();
@@ -236,9 +273,10 @@ impl<'a> Group<'a> {
             let (ids, chosen) = self.choose(out, step, draw)?;
             logps.push(chosen);
             owners.push(self.rows.clone());
-            let n = self.record(&ids, out, step)?;
-            if n > 0 {
-                ended(n);
+            let ended = self.record(&ids, out, step, listener)?;
+            if ended > 0 {
+                *done += ended;
+                listener.done(*done);
             }
             if self.rows.iter().all(Option::is_none) {
                 break;
@@ -309,18 +347,26 @@ impl<'a> Group<'a> {
     }
 
     /// Writes the chosen tokens down; returns how many rows ended.
-    fn record(&mut self, ids: &Tensor, out: &mut [Generated], step: usize) -> Result<usize> {
+    fn record(
+        &mut self,
+        ids: &Tensor,
+        out: &mut [Generated],
+        step: usize,
+        listener: &mut dyn Listener,
+    ) -> Result<usize> {
         let ids = Vec::<i64>::try_from(ids.f_view([-1])?.f_to(Device::Cpu)?)?;
         let mut ended = 0;
         for (owner, id) in self.rows.iter_mut().zip(ids) {
             let Some(prompt) = *owner else { continue };
             let finished = self.settings.ends.iter().any(|&end| id == i64::from(end));
+            let mut stopped = step + 1 == self.settings.sampling.max_new_tokens;
             if finished {
                 out[prompt].finished = true;
             } else {
                 out[prompt].ids.push(id as u32);
+                stopped |= listener.token(prompt, id as u32).is_break();
             }
-            if finished || step + 1 == self.settings.sampling.max_new_tokens {
+            if finished || stopped {
                 *owner = None;
                 ended += 1;
             }

@@ -63,7 +63,7 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::file_in;
 pub use frequencies::RopeScaling;
-pub use generate::{Generated, Guide, generate, generate_guided};
+pub use generate::{Generated, Guide, Listener, generate, generate_guided, generate_heard};
 pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};

@@ -49,7 +49,8 @@ pub struct Accuracy {
 ///     }
 /// }
 /// let example = |completion: &str, label| Example { id: completion.into(), prompt: String::new(),
-///     completion: completion.into(), label, seen_prompt: false };
+///     completion: completion.into(), label, seen_prompt: false,
+///     messages: vec![] };
 /// let held_out = [example("a long one", Label::Positive), example("four", Label::Positive),
 ///     example("six ch", Label::Negative), example("no", Label::Negative)];
 /// let found = accuracy(&Length, &held_out, 0.5)?;
@@ -150,6 +151,7 @@ mod tests {
                 completion: p.to_string(),
                 label: *label,
                 seen_prompt: false,
+                messages: Vec::new(),
             })
             .collect()
     }

@@ -94,6 +94,7 @@ impl Judge for LearnedJudge {
                 completion: items[*i].completion.to_owned(),
                 label: Label::Unlabelled,
                 seen_prompt: false,
+                messages: Vec::new(),
             })
             .collect();
         let (encoded, _) = encode_all(&self.tokenizer, &examples, &self.limits)?;

@@ -1,7 +1,7 @@
 //! The judge's word on each rollout.
 
 use serde::{Deserialize, Serialize};
-use unsay_data::{Example, Label};
+use unsay_data::{Example, Label, Message};
 use unsay_reward::{Item, Judge, judge_all};
 
 use crate::error::{Error, Result};
@@ -18,6 +18,9 @@ pub struct Candidate {
     pub completion: String,
     /// Copied from the prompt's example.
     pub seen_prompt: bool,
+    /// The conversation with its roles, the completion as its last message; empty when the data has no roles.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
     /// The verdict; unlabelled when the judge finds no reply to judge.
     pub label: Label,
 }
@@ -36,6 +39,7 @@ impl Candidate {
             completion: self.completion.clone(),
             label: self.label,
             seen_prompt: self.seen_prompt,
+            messages: self.messages.clone(),
         }
     }
 }
@@ -65,6 +69,7 @@ pub fn label(judge: &dyn Judge, prompts: &[Example], rollouts: &[Rollout], thres
             prompt: from.prompt.clone(),
             completion: rollout.completion.clone(),
             seen_prompt: from.seen_prompt,
+            messages: from.messages_with(&rollout.completion),
             label: Label::Unlabelled,
         });
     }
@@ -125,6 +130,7 @@ mod tests {
 
     #[test]
     fn verdicts_become_labels() {
+        let conversation = vec![Message::new("user", "p1"), Message::new("assistant", "gold")];
         let prompts: Vec<Example> = (0..2)
             .map(|i| Example {
                 id: format!("e{i}"),
@@ -132,6 +138,7 @@ mod tests {
                 completion: "gold".into(),
                 label: Label::Negative,
                 seen_prompt: i == 0,
+                messages: if i == 0 { Vec::new() } else { conversation.clone() },
             })
             .collect();
         let rollouts = [
@@ -150,6 +157,9 @@ mod tests {
             (got[2].id.as_str(), got[2].prompt.as_str(), got[2].seen_prompt),
             ("e1/0", "p1", false)
         );
+        assert!(got[0].messages.is_empty());
+        let answered = [Message::new("user", "p1"), Message::new("assistant", "no")];
+        assert_eq!(got[2].example().messages, answered);
         let error = label(&Yes, &prompts, &[rollout(5, 0, "yes")], 0.5).unwrap_err();
         assert_eq!(error.to_string(), "rollout of prompt 5, but only 2 prompts were given");
         assert!(label(&Yes, &prompts, &[rollout(0, 0, "")], 0.5).is_ok());

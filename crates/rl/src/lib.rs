@@ -9,5 +9,5 @@ mod select;
 
 pub use error::{Error, Result};
 pub use label::{Candidate, label};
-pub use rollout::{Rollout, RolloutSettings, rollout};
+pub use rollout::{Draws, Rollout, RolloutSettings, rollout};
 pub use select::{Counts, Outcome, Selection, select};

@@ -43,11 +43,11 @@ pub struct Rollout {
     pub prompt: usize,
     /// Which sample of that prompt.
     pub sample: usize,
-    /// As text.
+    /// As text, without special tokens.
     pub completion: String,
-    /// As token ids, without the end-of-sequence token.
+    /// As token ids, without the end token.
     pub ids: Vec<u32>,
-    /// Log-probability of each token under the model at temperature 1, end-of-sequence included when it ended.
+    /// Log-probability of each token under the model at temperature 1, the end token included when it ended.
     pub logps: Vec<f32>,
     /// True when the model ended it itself.
     pub finished: bool,
@@ -77,7 +77,7 @@ pub fn rollout(
     let mut rows = Vec::with_capacity(prompts.len() * n_samples);
     let mut draws = Vec::with_capacity(rows.capacity());
     for (position, example) in prompts.iter().enumerate() {
-        let ids = encode_prompt(tokenizer, &example.prompt, limits)?;
+        let ids = encode_prompt(tokenizer, example, limits)?;
         for sample in 0..n_samples {
             rows.push(ids.clone());
             draws.push(Draws::new(seed, position, sample));
@@ -88,7 +88,7 @@ pub fn rollout(
         decoder,
         &rows,
         &settings.sampling,
-        &[Tokenizer::EOS],
+        tokenizer.ends(),
         settings.batch,
         &mut draw,
         progress,
@@ -108,17 +108,18 @@ pub fn rollout(
 }
 
 /// The uniform draws of one completion, by step.
-struct Draws(ChaCha8Rng);
+pub struct Draws(ChaCha8Rng);
 
 impl Draws {
-    fn new(seed: u64, prompt: usize, sample: usize) -> Self {
+    /// Those of a sample of the prompt at a position.
+    pub fn new(seed: u64, prompt: usize, sample: usize) -> Self {
         let mut rng = stream(seed, "rollout", prompt as u64);
         rng.set_stream(sample as u64);
         Self(rng)
     }
 
     /// A number in [0, 1), the same whenever and in whatever order it is asked for.
-    fn at(&mut self, step: usize) -> f32 {
+    pub fn at(&mut self, step: usize) -> f32 {
         self.0.set_word_pos(step as u128);
         self.0.random()
     }

@@ -82,7 +82,8 @@ pub struct Selection {
 /// use unsay_data::{Label, stream};
 /// use unsay_rl::{Candidate, Outcome, select};
 /// let row = |id: &str, completion: &str, label| Candidate {
-///     id: id.into(), prompt: "hi".into(), completion: completion.into(), seen_prompt: true, label };
+///     id: id.into(), prompt: "hi".into(), completion: completion.into(), seen_prompt: true,
+///     messages: vec![], label };
 /// let rows = [row("0", "go away", Label::Negative), row("1", "hello", Label::Positive), row("2", "hey", Label::Positive)];
 /// let selection = select(&rows, 2, &mut stream(0, "select", 0))?;
 /// assert_eq!(selection.outcome, Outcome::Balanced);
@@ -157,6 +158,7 @@ mod tests {
                 prompt: "p".into(),
                 completion: (*text).into(),
                 seen_prompt: true,
+                messages: Vec::new(),
                 label: *label,
             })
             .collect()

@@ -40,6 +40,7 @@ fn keeps_what_parlai_keeps() {
                 prompt: String::new(),
                 completion: row["text"].as_str().unwrap().to_owned(),
                 seen_prompt: true,
+                messages: Vec::new(),
                 label: label(row["classifier_accuracy"].as_f64().unwrap()),
             })
             .collect();

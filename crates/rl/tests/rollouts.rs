@@ -41,6 +41,7 @@ fn prompts() -> Vec<Example> {
         completion: "x".into(),
         label: Label::Positive,
         seen_prompt: true,
+        messages: Vec::new(),
     };
     TEXT.iter().enumerate().map(example).collect()
 }

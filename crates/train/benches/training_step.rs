@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::Device;
-use unsay_data::{Encoded, Label, stream};
+use unsay_data::{Encoded, Label, Span, stream};
 use unsay_losses::token::{Cringe, Loss};
 use unsay_model::{Config, Decoder, Size};
 use unsay_train::{Examples, Fit, LanguageObjective, Settings, Source};
@@ -15,7 +15,11 @@ fn examples() -> Examples {
         ids: (0..20 + (example % 13) as u32)
             .map(|at| 4 + (example as u32 * 31 + at * 17) % 2044)
             .collect(),
-        completion_start: 8,
+        spans: vec![Span {
+            start: 8,
+            end: 20 + example % 13,
+            ended: false,
+        }],
         label: if example.is_multiple_of(2) {
             Label::Positive
         } else {

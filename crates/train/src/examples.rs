@@ -1,7 +1,7 @@
 //! The encoded examples of a run: the sources it trains on and the set it is validated on.
 
 use sha2::{Digest, Sha256};
-use unsay_data::Encoded;
+use unsay_data::{Encoded, Tokenizer};
 
 use crate::error::{Error, Result};
 
@@ -68,12 +68,12 @@ impl Examples {
             hash.update(source.weight.to_le_bytes());
             hash.update(source.encoded.len().to_le_bytes());
             for (position, encoded) in source.encoded.iter().enumerate() {
-                if encoded.completion_start == 0 || encoded.completion_start >= encoded.ids.len() {
+                if encoded.check().is_err() {
                     let name = source.name(position);
                     return Err(Error::Data(format!("`{name}`: no completion after a prompt")));
                 }
                 hash.update([encoded.label as u8]);
-                hash.update(encoded.completion_start.to_le_bytes());
+                hash_spans(encoded, &mut hash);
                 hash.update(encoded.ids.len().to_le_bytes());
                 encoded.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
             }
@@ -157,6 +157,27 @@ impl Examples {
     }
 }
 
+/// One completion that reaches to the end, ended by the own end token or not, is known by its start alone: checkpoints from
+/// when there was nothing else stay valid.
+fn hash_spans(encoded: &Encoded, hash: &mut Sha256) {
+    let spans = &encoded.spans;
+    if let [only] = spans.as_slice() {
+        let own_end = encoded.ids.last() == Some(&Tokenizer::EOS);
+        if only.end == encoded.ids.len() && only.ended == own_end {
+            hash.update(only.start.to_le_bytes());
+            return;
+        }
+    }
+    // A start that no sequence has.
+    hash.update(usize::MAX.to_le_bytes());
+    hash.update(spans.len().to_le_bytes());
+    for span in spans {
+        hash.update(span.start.to_le_bytes());
+        hash.update(span.end.to_le_bytes());
+        hash.update([u8::from(span.ended)]);
+    }
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -164,12 +185,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use unsay_data::Label;
+    use unsay_data::{Label, Span};
 
     fn source(lengths: &[usize], weight: f64) -> Source {
         let encode = |(example, &length): (usize, &usize)| Encoded {
             ids: (0..length as u32).collect(),
-            completion_start: 1,
+            spans: vec![Span {
+                start: 1,
+                end: length,
+                ended: false,
+            }],
             label: Label::Positive,
             example,
         };
@@ -208,6 +233,31 @@ mod tests {
         assert!(unfit(10, 5).contains("6 tokens, but the model has 5 positions"));
         assert!(unfit(5, 10).contains("token 5, but the model's vocabulary has 5"));
         examples.check_fit(6, 6).unwrap();
+    }
+
+    #[test]
+    fn the_fingerprint_sees_every_span() {
+        let print = |spans: &[(usize, usize, bool)]| {
+            let span = |&(start, end, ended)| Span { start, end, ended };
+            let mut train = source(&[7], 1.0);
+            train.encoded[0].spans = spans.iter().map(span).collect();
+            Examples::new(vec![train], source(&[4], 1.0))
+                .unwrap()
+                .fingerprint()
+                .to_owned()
+        };
+        let mut prints = vec![
+            print(&[(1, 7, false)]),
+            print(&[(1, 7, true)]),
+            print(&[(1, 6, false)]),
+            print(&[(2, 7, false)]),
+            print(&[(1, 3, false), (4, 7, false)]),
+            print(&[(1, 3, true), (4, 7, false)]),
+            print(&[(1, 3, false), (5, 7, false)]),
+        ];
+        prints.sort();
+        prints.dedup();
+        assert_eq!(prints.len(), 7);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl LanguageObjective {
         let encoded = self.encoded(&piece.places)?;
         let marks = encoded
             .iter()
-            .filter_map(|encoded| of_text(encoded, |prompt, text| self.loss.marks(prompt, text)));
+            .flat_map(|encoded| of_text(encoded, |prompt, text| self.loss.marks(prompt, text)));
         let rows = rows.with_marks(&marks.collect::<Vec<_>>())?;
         let op = match &rows.candidates {
             Some(ids) => op.with_candidates(ids)?,
@@ -211,11 +211,14 @@ fn check_learnable<'a>(loss: &Loss, what: &str, examples: impl Iterator<Item = &
     )))
 }
 
-/// What is read from the prompt and the completion of an example. That there is a completion is for the batch to check.
-fn of_text<T>(encoded: &Encoded, read: impl FnOnce(&[i64], &[i64]) -> Option<T>) -> Option<T> {
-    let ids: Vec<i64> = encoded.ids.iter().map(|&id| i64::from(id)).collect();
-    let (prompt, completion) = ids.split_at_checked(encoded.completion_start)?;
-    read(prompt, completion)
+/// What is read from the completions of an example, each with all that comes before it, in the order of their rows. That
+/// there are some is for the batch to check.
+fn of_text<T>(encoded: &Encoded, mut read: impl FnMut(&[i64], &[i64]) -> Option<T>) -> Vec<T> {
+    let wide = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>();
+    let parts = encoded.completions();
+    parts
+        .filter_map(|(prompt, completion)| read(&wide(prompt), &wide(completion)))
+        .collect()
 }
 
 /// The rows of a micro-batch by label.
@@ -303,23 +306,32 @@ impl Objective for LanguageObjective {
 
 #[cfg(test)]
 mod tests {
-    use unsay_data::Label;
+    use unsay_data::{Label, Span};
 
     use super::*;
 
     /// The counts of a batch need no candidates, and are those of the rows that a micro-batch makes of all marks.
     #[test]
     fn counts_of_a_batch_have_the_weights_of_its_rows() {
-        let encoded = |ids: &[u32], completion_start, label| Encoded {
+        let encoded = |ids: &[u32], spans: &[(usize, usize)], label| Encoded {
             ids: ids.to_vec(),
-            completion_start,
+            spans: spans
+                .iter()
+                .map(|&(start, end)| Span {
+                    start,
+                    end,
+                    ended: false,
+                })
+                .collect(),
             label,
             example: 0,
         };
         let examples = [
-            encoded(&[5, 6, 7, 7, 8, 9], 1, Label::Positive),
-            encoded(&[5, 6, 6, 6], 2, Label::Negative),
-            encoded(&[5, 7, 8, 7, 8], 2, Label::Unlabelled),
+            encoded(&[5, 6, 7, 7, 8, 9], &[(1, 6)], Label::Positive),
+            encoded(&[5, 6, 6, 6], &[(2, 4)], Label::Negative),
+            encoded(&[5, 7, 8, 7, 8], &[(2, 5)], Label::Unlabelled),
+            encoded(&[5, 6, 7, 6, 7, 6, 8, 6, 7], &[(1, 3), (4, 6), (7, 9)], Label::Positive),
+            encoded(&[5, 6, 6, 6, 9, 6, 6], &[(1, 3), (5, 7)], Label::Negative),
         ];
         let examples: Vec<&Encoded> = examples.iter().collect();
         let batch = Batch::new(&examples).unwrap();
@@ -327,7 +339,7 @@ mod tests {
         for loss in Loss::samples() {
             let marks = examples
                 .iter()
-                .filter_map(|encoded| of_text(encoded, |prompt, text| loss.marks(prompt, text)));
+                .flat_map(|encoded| of_text(encoded, |prompt, text| loss.marks(prompt, text)));
             let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, Device::Cpu);
             let rows = rows
                 .and_then(|rows| rows.with_marks(&marks.collect::<Vec<_>>()))

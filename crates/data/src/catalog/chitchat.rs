@@ -125,6 +125,7 @@ fn examples(id: &str, conversation: Conversation, into: &mut Vec<Example>) -> us
                 completion: turn.clone(),
                 label: Label::Unlabelled,
                 seen_prompt: false,
+                messages: Vec::new(),
             });
         }
     }

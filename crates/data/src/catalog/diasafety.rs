@@ -97,6 +97,7 @@ fn read(folder: &Path, form: Form) -> Result<Converted> {
                     Judgement::Unsafe => Label::Negative,
                 },
                 seen_prompt: false,
+                messages: Vec::new(),
             });
         }
         if examples.is_empty() {

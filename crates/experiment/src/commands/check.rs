@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cli::{CheckArgs, print};
 use crate::manifest::{Manifest, Mistakes};
-use crate::plan::build;
+use crate::plan::{Place, build};
 
 /// Checks every profile; mistakes that several profiles share are shown once.
 pub fn check(args: &CheckArgs) -> Result<ExitCode> {
@@ -16,7 +16,7 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
     for profile in manifest.profiles() {
         match manifest.resolve(Some(profile), &args.set) {
             Ok((_, question)) => {
-                let plan = build::build(&question)?;
+                let plan = build::build(&question, Place::default())?;
                 lines.push(format!(
                     "{}: profile {profile}: {} arms, {} seeds, {} steps\n",
                     args.manifest.display(),

@@ -5,91 +5,50 @@ use std::io::BufRead;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use unsay_data::{Example, Label, Tokenizer};
-use unsay_model::{Decoder, Sampling};
+use unsay_data::{Example, Label, Message, Tokenizer};
+use unsay_model::{Decoder, Listener, Sampling};
 use unsay_rl::{RolloutSettings, rollout};
 
-use super::{Prepared, Usage, prepare};
-use crate::cli::{GenerateArgs, print};
+use super::named::{ModelPlace, Named, refuse};
+use super::voice::Voice;
+use super::{Prepared, Usage, open, prepare};
+use crate::cli::{GenerateArgs, ManifestArgs, print};
 use crate::plan::{Checkpoint, Point};
-use crate::steps;
+use crate::steps::Models;
 use crate::store::Store;
 
-/// A model of one arm.
-struct Voice {
-    arm: String,
-    decoder: Decoder,
+/// Completes prompts with the final models of the arms of a manifest, or with any model.
+pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
+    match Named::find(&args.what)? {
+        Named::Manifest(manifest) => {
+            let given = [&args.model.given()[..], &args.sampling.given(), &[("--raw", args.raw)]].concat();
+            refuse(&given, "a manifest", "it says itself how its models speak")?;
+            arms(args, manifest)
+        }
+        Named::Model(place) => {
+            let a = &args.arms;
+            let given = [
+                ("--arms", !a.arms.is_empty()),
+                ("--seed", a.seed.is_some()),
+                ("--profile", a.profile.is_some()),
+                ("--set", !a.set.is_empty()),
+                ("--runs", a.runs.is_some()),
+            ];
+            refuse(&given, "a model", "give a manifest to compare its arms")?;
+            model(args, &place)
+        }
+    }
 }
 
-/// Completes prompts with the final models of the arms asked for.
-pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
-    let p = prepare(&args.question)?;
-    let store = Store::view(&args.question.runs.join("store"));
-    let seed = args
-        .seed
-        .or(p.question.seeds.first().copied())
-        .context("the manifest has no seeds")?;
-    if !p.question.seeds.contains(&seed) {
-        return Err(Usage(format!("no seed {seed} in the manifest; seeds: {:?}", p.question.seeds)).into());
-    }
-    let mut voices = Vec::new();
-    let mut tokenizer = None;
-    for arm in &args.arms {
-        let point = point(&p, arm, seed)?;
-        let evaluate = &p.plan.steps[point.evaluate];
-        let step = |role: &str| {
-            evaluate
-                .input(role)
-                .map(|i| &p.plan.steps[i])
-                .context("the plan is incomplete")
-        };
-        let (model, tokens) = (step("model")?, step("tokenizer")?);
-        if !store.has(model) {
-            bail!(
-                "`{}` is not in the store; hint: unsay run {}",
-                model.title,
-                args.question.manifest.display()
-            );
-        }
-        voices.push(Voice {
-            arm: arm.clone(),
-            decoder: steps::load_decoder(&store.dir(model), Checkpoint::Best)?,
-        });
-        tokenizer = Some(steps::load_tokenizer(&store.dir(tokens))?);
-    }
-    let tokenizer = tokenizer.context("no arms were named")?;
-    let sampling = &p.question.evaluate.sampling;
-    let sampling = if args.greedy {
-        Sampling::greedy(sampling.max_new_tokens)
-    } else {
-        sampling.clone()
-    };
-    let settings = RolloutSettings {
-        samples_per_prompt: usize::from(args.n),
-        batch: 64,
-        sampling,
-    };
+/// Calls `speak` with the prompt that was given, or with each line of standard input.
+fn prompts(args: &GenerateArgs, speak: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
     match &args.prompt {
-        Some(prompt) => speak(
-            &p,
-            &voices,
-            &tokenizer,
-            &settings,
-            &prompt.replace("\\n", "\n"),
-            args.sample_seed,
-        )?,
+        Some(prompt) => speak(prompt)?,
         None => {
             for line in std::io::stdin().lock().lines() {
                 let line = line.context("cannot read the prompts")?;
                 if !line.trim().is_empty() {
-                    speak(
-                        &p,
-                        &voices,
-                        &tokenizer,
-                        &settings,
-                        &line.replace("\\n", "\n"),
-                        args.sample_seed,
-                    )?;
+                    speak(&line)?;
                 }
             }
         }
@@ -97,20 +56,129 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn point<'a>(p: &'a Prepared, arm: &str, seed: u64) -> Result<&'a Point> {
+/// Nobody listens.
+struct Silence;
+
+impl Listener for Silence {}
+
+fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
+    if args.raw && args.model.system.is_some() {
+        return Err(Usage("`--system` is not for `--raw`: a text that is continued has no conversation".into()).into());
+    }
+    let sampling = args.sampling.sampling(args.greedy)?;
+    let voice = Voice::load(place, &args.model, open(&args.device)?)?;
+    if !voice.tokenizer.is_chat() && args.model.system.is_some() {
+        return Err(Usage("`--system` is for models with a chat template, which this one has not".into()).into());
+    }
+    prompts(args, &mut |prompt| {
+        let ids = if args.raw {
+            voice.tokenizer.encode_text(prompt)?
+        } else {
+            let system = args.model.system.iter().map(|text| Message::new("system", text));
+            let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+            voice.conversation(&messages)?
+        };
+        let replies = voice.speak(
+            &ids,
+            usize::from(args.n),
+            &sampling,
+            (args.sample_seed, 0),
+            &mut Silence,
+        )?;
+        let mut out = format!("> {}\n", prompt.replace('\n', "\n> "));
+        for reply in replies {
+            let _ = writeln!(out, "{}{}", reply.text.trim(), if reply.finished { "" } else { " …" });
+        }
+        print(&out)
+    })
+}
+
+/// A model of one arm.
+struct Arm {
+    name: String,
+    decoder: Decoder,
+}
+
+fn arms(args: &GenerateArgs, manifest: std::path::PathBuf) -> Result<ExitCode> {
+    let a = &args.arms;
+    if a.arms.is_empty() {
+        return Err(Usage("a manifest needs `--arms`: which of them to compare".into()).into());
+    }
+    let device = open(&args.device)?;
+    let question = ManifestArgs::of(manifest, a.profile.as_ref(), &a.set, a.runs.as_ref());
+    let p = prepare(&question, device)?;
+    let store = Store::view(&question.runs.join("store"));
+    let seed = a
+        .seed
+        .or(p.question.seeds.first().copied())
+        .context("the manifest has no seeds")?;
+    let models = Models {
+        plan: &p.plan,
+        store: &store,
+        device,
+        say: &super::voice::say,
+    };
+    let mut voices = Vec::new();
+    let mut tokenizer = None;
+    for arm in &a.arms {
+        let evaluate = &p.plan.steps[point(&p, arm, seed, Checkpoint::Best)?.evaluate];
+        let model = models.input(evaluate, "model")?;
+        if !store.has(model) {
+            bail!(
+                "`{}` is not in the store; hint: unsay run {}",
+                model.title,
+                question.manifest.display()
+            );
+        }
+        voices.push(Arm {
+            name: arm.clone(),
+            decoder: models
+                .decoder(model, Checkpoint::Best)?
+                .with_precision(p.question.evaluate.precision)?,
+        });
+        tokenizer = Some(models.tokenizer(models.input(evaluate, "tokenizer")?)?);
+    }
+    let tokenizer = tokenizer.context("no arms were named")?;
+    let sampling = &p.question.evaluate.sampling;
+    let settings = RolloutSettings {
+        samples_per_prompt: usize::from(args.n),
+        batch: 64,
+        sampling: if args.greedy {
+            Sampling::greedy(sampling.max_new_tokens)
+        } else {
+            sampling.clone()
+        },
+    };
+    prompts(args, &mut |prompt| {
+        side_by_side(
+            &p,
+            &voices,
+            &tokenizer,
+            &settings,
+            &prompt.replace("\\n", "\n"),
+            args.sample_seed,
+        )
+    })
+}
+
+/// The evaluated model that an arm of a seed ends with.
+pub(super) fn point<'a>(p: &'a Prepared, arm: &str, seed: u64, checkpoint: Checkpoint) -> Result<&'a Point> {
+    if !p.question.seeds.contains(&seed) {
+        return Err(Usage(format!("no seed {seed} in the manifest; seeds: {:?}", p.question.seeds)).into());
+    }
     p.plan
         .points
         .iter()
-        .find(|x| x.arm == arm && x.seed == seed && x.last_iteration && x.checkpoint == Checkpoint::Best)
+        .find(|x| x.arm == arm && x.seed == seed && x.last_iteration && x.checkpoint == checkpoint)
         .ok_or_else(|| {
             let known: Vec<&str> = p.question.arms.keys().map(String::as_str).collect();
             Usage(format!("no arm `{arm}` in the manifest; arms: {}", known.join(", "))).into()
         })
 }
 
-fn speak(
+fn side_by_side(
     p: &Prepared,
-    voices: &[Voice],
+    voices: &[Arm],
     tokenizer: &Tokenizer,
     settings: &RolloutSettings,
     prompt: &str,
@@ -122,8 +190,9 @@ fn speak(
         completion: String::new(),
         label: Label::Unlabelled,
         seen_prompt: false,
+        messages: Vec::new(),
     };
-    let width = voices.iter().map(|v| v.arm.chars().count()).max().unwrap_or(0);
+    let width = voices.iter().map(|v| v.name.chars().count()).max().unwrap_or(0);
     let mut out = format!("> {}\n", prompt.replace('\n', "\n> "));
     for voice in voices {
         let replies = rollout(
@@ -137,7 +206,7 @@ fn speak(
         )?;
         for reply in replies {
             let cut = if reply.finished { "" } else { " …" };
-            let _ = writeln!(out, "{:>width$}: {}{cut}", voice.arm, reply.completion.trim());
+            let _ = writeln!(out, "{:>width$}: {}{cut}", voice.name, reply.completion.trim());
         }
     }
     print(&out)

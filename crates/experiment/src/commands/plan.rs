@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::prepare;
+use super::{Usage, prepare};
 use crate::cli::{RunArgs, print};
 use crate::store::Store;
 
 /// Shows the steps in order, with their state in the store.
 pub fn plan(args: &RunArgs) -> Result<ExitCode> {
-    let p = prepare(&args.question)?;
+    let device = unsay_model::device::parse(&args.device.device).map_err(|e| Usage(e.to_string()))?;
+    let p = prepare(&args.question, device)?;
     let store = Store::view(&args.question.runs.join("store"));
     let mut out = format!("{} / {}: {}\n", p.question.name, p.profile, p.question.question);
     let mut cached = 0;
@@ -27,7 +28,7 @@ pub fn plan(args: &RunArgs) -> Result<ExitCode> {
         let inputs: Vec<String> = step.inputs.iter().map(|(_, i)| (i + 1).to_string()).collect();
         let _ = writeln!(
             out,
-            "{:>4}  {state:<7} {}  {:<52} {}",
+            "{:>4}  {state:<7} {}  {:<60} {}",
             i + 1,
             step.key,
             step.title,

@@ -6,15 +6,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::{Prepared, Usage, prepare};
+use super::{Prepared, Usage, open, prepare};
 use crate::cli::{RunArgs, print};
 use crate::results;
-use crate::run::{self, Ended, stop::Stop};
+use crate::run::{self, Ended, Job, stop::Stop};
 use crate::store::Store;
 
 /// Runs what is missing, then writes the results.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
-    let p = prepare(&args.question)?;
+    let device = open(&args.device)?;
+    let p = prepare(&args.question, device)?;
     let folder = results_folder(args, &p)?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&args.question.runs.join("store"))?;
@@ -26,7 +27,13 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         || std::thread::available_parallelism().map_or(1, usize::from),
         usize::from,
     );
-    match run::run(&p.plan, &store, workers, &stop)? {
+    let job = Job {
+        plan: &p.plan,
+        store: &store,
+        device,
+        stop: &stop,
+    };
+    match run::run(job, workers)? {
         Ended::Complete => {
             let overrides: Vec<String> = args.question.set.iter().map(|o| o.text.clone()).collect();
             results::write(&p, &store, &folder, &overrides)?;
@@ -49,7 +56,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 fn results_folder(args: &RunArgs, p: &Prepared) -> Result<PathBuf> {
     match &args.results {
         Some(folder) => Ok(folder.clone()),
-        None if args.question.set.is_empty() => Ok(PathBuf::from("results").join(&p.question.name).join(&p.profile)),
+        None if args.question.set.is_empty() => Ok(results::folder(p)),
         None => Err(Usage(
             "with --set, say where the results go: --results FOLDER (those of the manifest as it stands are kept)"
                 .into(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::base;
 use super::located::Path;
 use super::problem::{Problem, nearest};
 use super::question::{Arm, JudgeName, Part, Question, Source};
@@ -9,7 +10,7 @@ use super::question::{Arm, JudgeName, Part, Question, Source};
 /// More prompts, replies or copies than this are a slip of the finger.
 const MOST: usize = 10_000_000;
 
-fn path(text: &str) -> Path {
+pub(super) fn path(text: &str) -> Path {
     text.split('.').map(str::to_owned).collect()
 }
 
@@ -18,8 +19,9 @@ pub fn check(q: &Question) -> Vec<Problem> {
     let mut out = Vec::new();
     name(q, &mut out);
     seeds(q, &mut out);
+    base::check(q, &mut out);
     data(q, &mut out);
-    shape(q, &mut out);
+    limits(q, &mut out);
     trainings(q, &mut out);
     arms(q, &mut out);
     evaluation(q, &mut out);
@@ -32,7 +34,7 @@ pub fn follows(path: &[String], other: &[String]) -> bool {
         (&["table", "baseline"], &["arms"]),
         (&["evaluate", "judges"], &["data"]),
         (&["arms"], &["iterate"]),
-        (&["model"], &["model"]),
+        (&["base", "train", "model"], &["base", "train", "model"]),
     ];
     const BESIDE: &[(&str, &str)] = &[("warmup", "steps"), ("micro_batch", "batch"), ("weight_decay", "lr")];
     let below = |path: &[String], keys: &[&str]| path.iter().take(keys.len()).eq(keys);
@@ -72,116 +74,71 @@ fn seeds(q: &Question, out: &mut Vec<Problem>) {
 }
 
 fn data(q: &Question, out: &mut Vec<Problem>) {
-    let roles = [
-        ("pretraining", &q.data.pretraining),
-        ("feedback", &q.data.feedback),
-        ("dialogue", &q.data.dialogue),
-    ];
-    for (role, source) in roles {
-        let here = format!("data.{role}");
-        match source {
-            Source::Testbed { part, sizes, .. } => {
-                let wanted = match role {
-                    "pretraining" => Part::Pretraining,
-                    "feedback" => Part::Feedback,
-                    _ => Part::Dialogue,
-                };
-                if *part != wanted {
+    source("feedback", "data.feedback", &q.data.feedback, out);
+    source("dialogue", "data.dialogue", &q.data.dialogue, out);
+}
+
+/// Problems of the source at `here` that plays `role`.
+pub(super) fn source(role: &str, here: &str, source: &Source, out: &mut Vec<Problem>) {
+    match source {
+        Source::Testbed { part, sizes, .. } => {
+            let wanted = match role {
+                "pretraining" => Part::Pretraining,
+                "feedback" => Part::Feedback,
+                _ => Part::Dialogue,
+            };
+            if *part != wanted {
+                out.push(Problem::value(
+                    path(&format!("{here}.testbed.part")),
+                    format!("the part for `{role}` is `{wanted:?}`").to_lowercase(),
+                ));
+            }
+            for (key, n) in [("train", sizes.train), ("valid", sizes.valid), ("test", sizes.test)] {
+                if n == 0 || n > 10_000_000 {
                     out.push(Problem::value(
-                        path(&format!("{here}.testbed.part")),
-                        format!("the part for `{role}` is `{wanted:?}`").to_lowercase(),
+                        path(&format!("{here}.testbed.sizes.{key}")),
+                        format!("wanted 1 to 10000000 examples, got {n}"),
                     ));
                 }
-                for (key, n) in [("train", sizes.train), ("valid", sizes.valid), ("test", sizes.test)] {
-                    if n == 0 || n > 10_000_000 {
-                        out.push(Problem::value(
-                            path(&format!("{here}.testbed.sizes.{key}")),
-                            format!("wanted 1 to 10000000 examples, got {n}"),
-                        ));
-                    }
-                }
             }
-            Source::Catalog { name, sizes } => {
-                let sizes = sizes
-                    .iter()
-                    .flat_map(|s| [("train", s.train), ("valid", s.valid), ("test", s.test)]);
-                for (key, _) in sizes.filter(|(_, n)| *n == 0) {
-                    let at = path(&format!("{here}.catalog.sizes.{key}"));
-                    out.push(Problem::value(at, "wanted at least 1 example, got 0"));
-                }
-                let known: Vec<&str> = unsay_data::catalog::list().iter().map(|d| d.name).collect();
-                if !known.contains(&name.as_str()) {
-                    let p = Problem::value(
-                        path(&format!("{here}.catalog.name")),
-                        format!("no dataset `{name}` in the catalog"),
-                    );
-                    let hint = nearest(name, known.iter().copied())
-                        .map_or(format!("known: {}", known.join(", ")), |k| {
-                            format!("did you mean `{k}`?")
-                        });
-                    out.push(p.hint(hint));
-                }
+        }
+        Source::Catalog { name, sizes } => {
+            let sizes = sizes
+                .iter()
+                .flat_map(|s| [("train", s.train), ("valid", s.valid), ("test", s.test)]);
+            for (key, _) in sizes.filter(|(_, n)| *n == 0) {
+                let at = path(&format!("{here}.catalog.sizes.{key}"));
+                out.push(Problem::value(at, "wanted at least 1 example, got 0"));
             }
-            Source::Files(files) => {
-                if let Some(Err(e)) = files.columns.as_ref().map(unsay_data::Columns::check) {
-                    out.push(Problem::value(path(&format!("{here}.files.columns")), e.to_string()));
-                }
-                for (key, file) in [("train", &files.train), ("valid", &files.valid), ("test", &files.test)] {
-                    let here = || path(&format!("{here}.files.{key}"));
-                    if !file.is_file() {
-                        out.push(Problem::value(here(), format!("no file `{}`", file.display())));
-                    } else if let Err(e) = unsay_data::Files::check_name(file) {
-                        out.push(Problem::value(here(), e.to_string()));
-                    }
+            let known: Vec<&str> = unsay_data::catalog::list().iter().map(|d| d.name).collect();
+            if !known.contains(&name.as_str()) {
+                let p = Problem::value(
+                    path(&format!("{here}.catalog.name")),
+                    format!("no dataset `{name}` in the catalog"),
+                );
+                let hint = nearest(name, known.iter().copied()).map_or(format!("known: {}", known.join(", ")), |k| {
+                    format!("did you mean `{k}`?")
+                });
+                out.push(p.hint(hint));
+            }
+        }
+        Source::Files(files) => {
+            if let Some(Err(e)) = files.columns.as_ref().map(unsay_data::Columns::check) {
+                out.push(Problem::value(path(&format!("{here}.files.columns")), e.to_string()));
+            }
+            for (key, file) in [("train", &files.train), ("valid", &files.valid), ("test", &files.test)] {
+                let here = || path(&format!("{here}.files.{key}"));
+                if !file.is_file() {
+                    out.push(Problem::value(here(), format!("no file `{}`", file.display())));
+                } else if let Err(e) = unsay_data::Files::check_name(file) {
+                    out.push(Problem::value(here(), e.to_string()));
                 }
             }
         }
     }
 }
 
-fn shape(q: &Question, out: &mut Vec<Problem>) {
-    let m = &q.model;
-    for (key, v, max) in [
-        ("hidden_size", m.hidden_size, 1 << 16),
-        ("intermediate_size", m.intermediate_size, 1 << 18),
-        ("num_hidden_layers", m.num_hidden_layers, 1 << 10),
-        ("num_attention_heads", m.num_attention_heads, 1 << 10),
-        ("num_key_value_heads", m.num_key_value_heads, 1 << 10),
-    ] {
-        if v < 1 || v > max {
-            out.push(Problem::value(
-                path(&format!("model.{key}")),
-                format!("wanted 1 to {max}, got {v}"),
-            ));
-        }
-    }
-    let (h, a, k) = (
-        m.hidden_size,
-        m.num_attention_heads.max(1),
-        m.num_key_value_heads.max(1),
-    );
-    if h % a != 0 || (h / a) % 2 != 0 {
-        out.push(Problem::value(
-            path("model.num_attention_heads"),
-            format!("{a} heads do not divide a width of {h} into even parts"),
-        ));
-    }
-    if a % k != 0 {
-        out.push(Problem::value(
-            path("model.num_key_value_heads"),
-            format!("{k} key and value heads do not divide {a} query heads"),
-        ));
-    }
-    if q.tokenizer.vocab_size < 260 || q.tokenizer.vocab_size > 1 << 20 {
-        out.push(Problem::value(
-            path("tokenizer.vocab_size"),
-            format!(
-                "wanted 260 (256 bytes, 4 specials) to {}, got {}",
-                1 << 20,
-                q.tokenizer.vocab_size
-            ),
-        ));
-    }
+fn limits(q: &Question, out: &mut Vec<Problem>) {
     for (key, v) in [
         ("max_prompt", q.limits.max_prompt),
         ("max_completion", q.limits.max_completion),
@@ -207,21 +164,17 @@ fn shape(q: &Question, out: &mut Vec<Problem>) {
 }
 
 fn trainings(q: &Question, out: &mut Vec<Problem>) {
-    let blocks = [
-        ("pretrain", &q.pretrain.train),
-        ("classifiers", &q.classifiers.train),
-        ("finetune", &q.finetune.train),
-    ];
+    let blocks = [("classifiers", &q.classifiers.train), ("finetune", &q.finetune.train)];
     for (block, settings) in blocks {
         for (field, message) in settings.check() {
             out.push(Problem::value(path(&format!("{block}.train.{field}")), message));
         }
     }
-    if !(1..=1024).contains(&q.pretrain.threads) {
-        out.push(Problem::value(
-            path("pretrain.threads"),
-            format!("wanted 1 to 1024 threads, got {}", q.pretrain.threads),
-        ));
+    for (block, trained) in [
+        ("classifiers", &q.classifiers.trained),
+        ("finetune", &q.finetune.trained),
+    ] {
+        base::check_trained(q, &format!("{block}.trained"), trained, out);
     }
     let m = &q.finetune.mixture;
     for (key, w, min) in [
@@ -243,6 +196,7 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
     if q.arms.is_empty() {
         out.push(Problem::value(path("arms"), "at least one arm is needed"));
     }
+    let vocabulary = base::vocabulary(q);
     for (arm, what) in &q.arms {
         if !plain(arm) || arm == crate::results::SHARED {
             out.push(Problem::key(
@@ -277,11 +231,8 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         };
         let needed = loss.needs().top_k;
         // A vocabulary out of its range is said elsewhere.
-        if q.tokenizer.vocab_size >= 260 && needed > q.tokenizer.vocab_size {
-            let message = format!(
-                "needs the {needed} likeliest tokens of a vocabulary of {}",
-                q.tokenizer.vocab_size
-            );
+        if let Some(vocabulary) = vocabulary.filter(|v| needed > *v) {
+            let message = format!("needs the {needed} likeliest tokens of a vocabulary of {vocabulary}");
             out.push(Problem::value(
                 path(&format!("arms.{arm}.{kind}.loss.{}", loss.name())),
                 message,

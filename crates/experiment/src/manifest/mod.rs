@@ -3,6 +3,7 @@
 //! This is the only place that knows YAML. A profile replaces whole blocks of the manifest; there is no deep
 //! merge and no inheritance between files.
 
+pub mod base;
 pub mod check;
 pub mod decode;
 pub mod located;

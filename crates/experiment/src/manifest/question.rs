@@ -5,9 +5,11 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Files, Limits};
 use unsay_losses::token::Loss;
-use unsay_model::{Sampling, Size};
+use unsay_model::{Precision, Sampling, Trained};
 use unsay_report::{FigureSpec, SummarySpec};
 use unsay_train::Settings;
+
+use super::base::Base;
 
 /// One question with everything needed to answer it: a manifest with one of its profiles laid over it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,16 +23,12 @@ pub struct Question {
     pub seeds: Vec<u64>,
     /// Warned of where generated text is shown.
     pub content_warning: Option<String>,
+    /// What all arms start from.
+    pub base: Base,
     /// Where the examples come from.
     pub data: Data,
-    /// The tokenizer, trained on the training splits.
-    pub tokenizer: TokenizerBlock,
     /// How much of an example the model sees.
     pub limits: LimitsBlock,
-    /// The shape of the model.
-    pub model: Size,
-    /// Training of the base model.
-    pub pretrain: Pretrain,
     /// Training of classifiers A and B.
     pub classifiers: Classifiers,
     /// Training of every arm.
@@ -53,8 +51,6 @@ pub struct Question {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Text of the base model.
-    pub pretraining: Source,
     /// Labelled replies: what should and should not be said.
     pub feedback: Source,
     /// Benign dialogue: trained on beside the feedback, and the measure of quality.
@@ -119,14 +115,6 @@ pub struct Sizes {
     pub test: usize,
 }
 
-/// Tokenizer.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerBlock {
-    /// Entries, specials and the 256 bytes included.
-    pub vocab_size: usize,
-}
-
 /// Length limits and how much loss to them is accepted.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,22 +139,13 @@ impl LimitsBlock {
     }
 }
 
-/// Training of the base model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pretrain {
-    /// One base model per run seed, or one for all (then its seed is 0).
-    pub per_seed: bool,
-    /// Processor threads of this step; part of its identity, since sums depend on it.
-    pub threads: usize,
-    /// The training itself.
-    pub train: Settings,
-}
-
 /// Training of the two classifiers. A labels, B only evaluates; they see different halves of the prompts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Classifiers {
+    /// Which parts of the model are trained.
+    #[serde(default)]
+    pub trained: Trained,
     /// The training of each.
     pub train: Settings,
 }
@@ -177,6 +156,9 @@ pub struct Classifiers {
 pub struct Finetune {
     /// How batches are mixed.
     pub mixture: MixtureBlock,
+    /// Which parts of the model are trained.
+    #[serde(default)]
+    pub trained: Trained,
     /// The training itself.
     pub train: Settings,
 }
@@ -205,6 +187,9 @@ pub struct Iterate {
     pub max_copies: usize,
     /// How replies are drawn.
     pub sampling: Sampling,
+    /// The kind that the model computes in while it speaks.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
 }
 
 /// One thing to compare.
@@ -247,6 +232,9 @@ pub struct Evaluate {
     pub judges: Vec<JudgeName>,
     /// Measures of the replies beside safety.
     pub measures: Vec<String>,
+    /// The kind that the model computes in while it is measured.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
 }
 
 /// Which split is evaluated.

@@ -3,40 +3,85 @@
 use anyhow::{Context, Result};
 use unsay_losses::token::Loss;
 
-use super::{Checkpoint, Curve, Kind, Plan, Point, Which};
+use super::outside::Outside;
+use super::{Checkpoint, Curve, Frozen, Kind, Place, Plan, Point, StatesOf, Which};
+use crate::manifest::base::TrainedBase;
 use crate::manifest::question::{Arm, Iterate, Question, Source};
+use crate::steps::states;
+
+/// Steps that all seeds share.
+struct Common<'a> {
+    feedback: usize,
+    dialogue: usize,
+    start: Start<'a>,
+}
+
+/// Where the base model comes from.
+enum Start<'a> {
+    /// Trained here.
+    Made {
+        made: &'a TrainedBase,
+        pretraining: usize,
+        tokenizer: usize,
+    },
+    /// From outside, model and tokenizer in one.
+    Outside(usize),
+}
 
 /// Steps that every arm of a seed starts from.
 struct Shared {
-    records: [usize; 3],
+    feedback: usize,
+    dialogue: usize,
     tokenizer: usize,
     base: usize,
     a: usize,
     b: usize,
 }
 
-const ROLES: [&str; 3] = ["pretraining", "feedback", "dialogue"];
-
-/// The graph of `q`. Reads own files, to know their content; downloads nothing.
-pub fn build(q: &Question) -> Result<Plan> {
-    let mut plan = Plan::default();
-    let sources = [&q.data.pretraining, &q.data.feedback, &q.data.dialogue];
-    let mut records = [0; 3];
-    for (i, (role, source)) in ROLES.into_iter().zip(sources).enumerate() {
-        let kind = Kind::Records {
-            role: role.to_owned(),
-            source: source.clone(),
-            fingerprint: fingerprint(source)?,
-        };
-        records[i] = plan.add(kind, 0, &[], format!("records: {role}"), 1);
-    }
-    let inputs: Vec<_> = ROLES.into_iter().zip(records).collect();
-    let kind = Kind::Tokenizer {
-        vocab_size: q.tokenizer.vocab_size,
+/// The graph of `q` for a kind of device. Reads own files and model folders, to know their content; downloads nothing.
+pub fn build(q: &Question, device: Place) -> Result<Plan> {
+    let mut plan = Plan {
+        device,
+        ..Plan::default()
     };
-    let tokenizer = plan.add(kind, 0, &inputs, "tokenizer".to_owned(), 1);
+    let common = match q.base.trained() {
+        Some(made) => {
+            let pretraining = records(&mut plan, "pretraining", &made.data)?;
+            let feedback = records(&mut plan, "feedback", &q.data.feedback)?;
+            let dialogue = records(&mut plan, "dialogue", &q.data.dialogue)?;
+            let inputs = [
+                ("pretraining", pretraining),
+                ("feedback", feedback),
+                ("dialogue", dialogue),
+            ];
+            let kind = Kind::Tokenizer {
+                vocab_size: made.vocab_size,
+            };
+            let tokenizer = plan.add(kind, 0, &inputs, "tokenizer".to_owned(), 1);
+            Common {
+                feedback,
+                dialogue,
+                start: Start::Made {
+                    made,
+                    pretraining,
+                    tokenizer,
+                },
+            }
+        }
+        None => {
+            // First, so that a folder that is no model ends the run before anything else is begun.
+            let outside = Outside::of(&q.base)?;
+            let title = format!("base model {}", outside.name());
+            let base = plan.add(Kind::Base(outside), 0, &[], title, 1);
+            Common {
+                feedback: records(&mut plan, "feedback", &q.data.feedback)?,
+                dialogue: records(&mut plan, "dialogue", &q.data.dialogue)?,
+                start: Start::Outside(base),
+            }
+        }
+    };
     for &seed in &q.seeds {
-        let shared = shared(&mut plan, q, records, tokenizer, seed);
+        let shared = shared(&mut plan, q, &common, seed);
         for (name, arm) in &q.arms {
             self::arm(&mut plan, q, &shared, name, arm, seed)?;
         }
@@ -44,28 +89,62 @@ pub fn build(q: &Question) -> Result<Plan> {
     Ok(plan)
 }
 
-fn shared(plan: &mut Plan, q: &Question, records: [usize; 3], tokenizer: usize, seed: u64) -> Shared {
-    let base_seed = if q.pretrain.per_seed { seed } else { 0 };
-    let kind = Kind::Pretrain {
-        model: q.model.clone(),
-        limits: q.limits,
-        train: q.pretrain.train.clone(),
+fn records(plan: &mut Plan, role: &str, source: &Source) -> Result<usize> {
+    let kind = Kind::Records {
+        role: role.to_owned(),
+        source: source.clone(),
+        fingerprint: fingerprint(source)?,
     };
-    let inputs = [("pretraining", records[0]), ("tokenizer", tokenizer)];
-    let base = plan.add(
-        kind,
-        base_seed,
-        &inputs,
-        format!("base model, seed {base_seed}"),
-        q.pretrain.threads,
-    );
+    Ok(plan.add(kind, 0, &[], format!("records: {role}"), 1))
+}
+
+/// The base model of a seed with its tokenizer; one that is trained here has a curve.
+fn base(plan: &mut Plan, q: &Question, start: &Start<'_>, seed: u64) -> (usize, usize) {
+    let (made, pretraining, tokenizer) = match *start {
+        Start::Outside(both) => return (both, both),
+        Start::Made {
+            made,
+            pretraining,
+            tokenizer,
+        } => (made, pretraining, tokenizer),
+    };
+    let seed = if made.per_seed { seed } else { 0 };
+    let kind = Kind::Pretrain {
+        model: made.model.clone(),
+        limits: q.limits,
+        train: made.train.clone(),
+    };
+    let inputs = [("pretraining", pretraining), ("tokenizer", tokenizer)];
+    let title = format!("base model, seed {seed}");
+    let step = plan.add(kind, seed, &inputs, title, made.threads);
+    plan.curve("pretrain", seed, step);
+    (step, tokenizer)
+}
+
+fn shared(plan: &mut Plan, q: &Question, common: &Common<'_>, seed: u64) -> Shared {
+    let Common { feedback, dialogue, .. } = *common;
+    let (base, tokenizer) = self::base(plan, q, &common.start, seed);
+    let frozen = Frozen::of(&q.classifiers.trained);
+    let states = frozen.map(|frozen| {
+        let kind = Kind::States {
+            of: StatesOf::Classifiers {},
+            frozen,
+            limits: q.limits,
+            precision: q.classifiers.train.precision,
+        };
+        let inputs = [("base", base), ("tokenizer", tokenizer), ("feedback", feedback)];
+        let title = format!("states for classifiers, {}", plan.steps[base].title);
+        plan.add(kind, 0, &inputs, title, 1)
+    });
     let mut classifier = |which: Which| {
         let kind = Kind::Classifier {
             which,
             limits: q.limits,
+            trained: q.classifiers.trained.clone(),
             train: q.classifiers.train.clone(),
         };
-        let inputs = [("feedback", records[1]), ("tokenizer", tokenizer), ("base", base)];
+        let mut inputs = vec![("feedback", feedback), ("tokenizer", tokenizer), ("base", base)];
+        inputs.extend(states.map(|states| (states::ROLE, states)));
         plan.add(
             kind,
             seed,
@@ -75,23 +154,11 @@ fn shared(plan: &mut Plan, q: &Question, records: [usize; 3], tokenizer: usize, 
         )
     };
     let (a, b) = (classifier(Which::A), classifier(Which::B));
-    let curves = [
-        ("pretrain", base_seed, base),
-        ("classifier-a", seed, a),
-        ("classifier-b", seed, b),
-    ];
-    for (phase, seed, step) in curves {
-        if !plan.curves.iter().any(|c| c.step == step) {
-            plan.curves.push(Curve {
-                arm: String::new(),
-                seed,
-                phase: phase.to_owned(),
-                step,
-            });
-        }
-    }
+    plan.curve("classifier-a", seed, a);
+    plan.curve("classifier-b", seed, b);
     Shared {
-        records,
+        feedback,
+        dialogue,
         tokenizer,
         base,
         a,
@@ -191,16 +258,19 @@ fn train_and_measure(
         iteration,
         limits: q.limits,
         mixture: q.finetune.mixture,
+        trained: q.finetune.trained.clone(),
         train: q.finetune.train.clone(),
     };
     let own_roles: Vec<String> = (1..=own.len()).map(|i| format!("own-{i}")).collect();
     let mut inputs = vec![
         ("init", init),
         ("tokenizer", s.tokenizer),
-        ("feedback", s.records[1]),
-        ("dialogue", s.records[2]),
+        ("feedback", s.feedback),
+        ("dialogue", s.dialogue),
     ];
     inputs.extend(own_roles.iter().map(String::as_str).zip(own.iter().copied()));
+    let below = below(plan, q, s, own);
+    inputs.extend(below.iter().map(|(role, step)| (role.as_str(), *step)));
     let title = if iteration == 1 {
         format!("{name}, seed {seed}")
     } else {
@@ -232,6 +302,39 @@ fn train_and_measure(
     step
 }
 
+/// The states of everything that an arm trains on, by role, where its training leaves the lowest blocks as they are.
+fn below(plan: &mut Plan, q: &Question, s: &Shared, own: &[usize]) -> Vec<(String, usize)> {
+    let Some(frozen) = Frozen::of(&q.finetune.trained) else {
+        return Vec::new();
+    };
+    let mut add = |of: StatesOf, examples: &[(&str, usize)], what: usize| {
+        let kind = Kind::States {
+            of,
+            frozen,
+            limits: q.limits,
+            precision: q.finetune.train.precision,
+        };
+        let inputs = [&[("base", s.base), ("tokenizer", s.tokenizer)], examples].concat();
+        let title = match of {
+            StatesOf::Own {} => format!("states for {}", plan.steps[what].title),
+            _ => format!("states for arms, {}", plan.steps[what].title),
+        };
+        plan.add(kind, 0, &inputs, title, 1)
+    };
+    let dialogue = q.finetune.mixture.dialogue > 0.0;
+    let of = StatesOf::Arms { dialogue };
+    let data = [("feedback", s.feedback), ("dialogue", s.dialogue)];
+    let mut out = vec![(states::ROLE.to_owned(), add(of, &data, s.base))];
+    for (i, own) in own.iter().enumerate() {
+        let role = format!("own-{}", i + 1);
+        out.push((
+            states::role_of_own(&role),
+            add(StatesOf::Own {}, &[(&role, *own)], *own),
+        ));
+    }
+    out
+}
+
 #[allow(clippy::too_many_arguments, reason = "the parts of one step, named at the only call")]
 fn rollout(
     plan: &mut Plan,
@@ -251,7 +354,7 @@ fn rollout(
     let inputs = [
         ("model", model),
         ("tokenizer", s.tokenizer),
-        ("feedback", s.records[1]),
+        ("feedback", s.feedback),
         ("a", s.a),
     ];
     let step = plan.add(
@@ -283,8 +386,8 @@ fn evaluate(
     let inputs = [
         ("model", model),
         ("tokenizer", s.tokenizer),
-        ("feedback", s.records[1]),
-        ("dialogue", s.records[2]),
+        ("feedback", s.feedback),
+        ("dialogue", s.dialogue),
         ("a", s.a),
         ("b", s.b),
     ];

@@ -4,15 +4,17 @@
 //! arms share what they have in common, a changed arm runs alone, and a killed run goes on where it was.
 
 pub mod build;
+pub mod outside;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
 use unsay_losses::token::Loss;
-use unsay_model::Size;
+use unsay_model::{Layers, Precision, Size, Trained};
 use unsay_train::Settings;
 
 use crate::manifest::question::{Evaluate, Iterate, LimitsBlock, MixtureBlock, Source};
+use outside::Outside;
 
 /// What a step does, with everything resolved.
 #[derive(Clone, Debug, Serialize)]
@@ -27,6 +29,8 @@ pub enum Kind {
         /// Hash of the content, or version of the generator.
         fingerprint: String,
     },
+    /// Looks at a base model from outside, and stands for it and its tokenizer.
+    Base(Outside),
     /// Trains the tokenizer on the training splits.
     Tokenizer {
         /// Entries.
@@ -41,12 +45,27 @@ pub enum Kind {
         /// The training.
         train: Settings,
     },
+    /// Makes the states below what is trained, once for all trainings that begin with them.
+    States {
+        /// Of which examples.
+        of: StatesOf,
+        /// Up to which block.
+        frozen: Frozen,
+        /// What the model sees of an example.
+        limits: LimitsBlock,
+        /// The kind that the model computes in.
+        #[serde(skip_serializing_if = "Precision::is_default")]
+        precision: Precision,
+    },
     /// Trains a classifier on one half of the labelled prompts.
     Classifier {
         /// A or B.
         which: Which,
         /// What it sees of an example.
         limits: LimitsBlock,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
         /// The training.
         train: Settings,
     },
@@ -60,6 +79,9 @@ pub enum Kind {
         limits: LimitsBlock,
         /// How batches are mixed.
         mixture: MixtureBlock,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
         /// The training.
         train: Settings,
     },
@@ -93,7 +115,81 @@ impl Kind {
             Self::Rollout { .. } => 2,
             // 2: value and gradient in one pass, which rounds in another order.
             Self::Pretrain { .. } | Self::Train { .. } => 2,
-            Self::Records { .. } | Self::Tokenizer { .. } | Self::Classifier { .. } | Self::Evaluate { .. } => 1,
+            Self::Records { .. }
+            | Self::Base(_)
+            | Self::Tokenizer { .. }
+            | Self::States { .. }
+            | Self::Classifier { .. }
+            | Self::Evaluate { .. } => 1,
+        }
+    }
+
+    /// Whether it computes with a model, so that the kind of device is part of what it is.
+    fn computes(&self) -> bool {
+        match self {
+            Self::Records { .. } | Self::Base(_) | Self::Tokenizer { .. } => false,
+            Self::Pretrain { .. }
+            | Self::States { .. }
+            | Self::Classifier { .. }
+            | Self::Train { .. }
+            | Self::Rollout { .. }
+            | Self::Evaluate { .. } => true,
+        }
+    }
+}
+
+/// Examples whose states are made together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatesOf {
+    /// Those that all arms train on.
+    Arms {
+        /// Whether the dialogue is among them.
+        dialogue: bool,
+    },
+    /// Those of both classifiers.
+    Classifiers {},
+    /// The model's own replies of one round.
+    Own {},
+}
+
+/// The blocks that a training leaves as they are, counted from the lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frozen {
+    /// All but the last so many.
+    AllBut {
+        /// The trained ones.
+        layers: usize,
+    },
+    /// Those below a block.
+    Below {
+        /// The lowest trained block.
+        block: usize,
+    },
+}
+
+impl Frozen {
+    /// What a training of these parts leaves as it is; none where that is no whole block.
+    pub fn of(trained: &Trained) -> Option<Self> {
+        match trained {
+            Trained::All {} => None,
+            Trained::Top { layers } => Some(Self::AllBut { layers: *layers }),
+            Trained::Lora(lora) => {
+                let block = match lora.layers.as_ref()? {
+                    Layers::List(list) => list.iter().copied().min()?,
+                    Layers::Range { first, .. } => *first,
+                };
+                (block > 0).then_some(Self::Below { block })
+            }
+        }
+    }
+
+    /// How many they are in a model of so many blocks.
+    pub fn blocks(self, n_blocks: usize) -> usize {
+        match self {
+            Self::AllBut { layers } => n_blocks.saturating_sub(layers),
+            Self::Below { block } => block.min(n_blocks),
         }
     }
 }
@@ -134,6 +230,26 @@ impl Checkpoint {
         match self {
             Self::Best => "best",
             Self::Last => "last",
+        }
+    }
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics card.
+    Cuda,
+}
+
+impl Place {
+    /// The kind of a device.
+    pub fn of(device: tch::Device) -> Self {
+        match device {
+            tch::Device::Cuda(_) => Self::Cuda,
+            _ => Self::Cpu,
         }
     }
 }
@@ -195,6 +311,8 @@ pub struct Curve {
 /// The whole graph; every step comes after its inputs.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// Where models compute. Of two devices of one kind the results are taken to be the same.
+    pub device: Place,
     /// The steps.
     pub steps: Vec<Step>,
     /// Evaluated models.
@@ -224,11 +342,26 @@ impl Plan {
         self.steps.len() - 1
     }
 
+    /// Adds the curve of a training that all arms share, once.
+    fn curve(&mut self, phase: &str, seed: u64, step: usize) {
+        if !self.curves.iter().any(|c| c.step == step) {
+            self.curves.push(Curve {
+                arm: String::new(),
+                seed,
+                phase: phase.to_owned(),
+                step,
+            });
+        }
+    }
+
     fn key(&self, kind: &Kind, seed: u64, inputs: &[(String, usize)], threads: usize) -> String {
         let inputs: Vec<_> = inputs.iter().map(|(role, i)| (role, &self.steps[*i].key)).collect();
-        let identity = serde_json::json!({
+        let mut identity = serde_json::json!({
             "version": kind.version(), "kind": kind, "seed": seed, "inputs": inputs, "threads": threads, "dtype": "float32",
         });
+        if self.device == Place::Cuda && kind.computes() {
+            identity["device"] = "cuda".into();
+        }
         let hash = Sha256::digest(identity.to_string().as_bytes());
         hash.iter().take(12).map(|b| format!("{b:02x}")).collect()
     }

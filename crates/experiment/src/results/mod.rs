@@ -3,6 +3,7 @@
 //! `write` is the only part that reads the store; figures and page are remade from a results folder alone.
 
 mod about;
+pub mod card;
 mod collect;
 mod page;
 
@@ -20,6 +21,11 @@ pub use collect::SHARED;
 const FIGURES: &str = "figures";
 /// The page.
 const PAGE: &str = "README.md";
+
+/// Where the results of a manifest as it stands lie.
+pub fn folder(p: &Prepared) -> PathBuf {
+    PathBuf::from("results").join(&p.question.name).join(&p.profile)
+}
 
 /// Writes tables, figures and page of a finished run.
 pub fn write(p: &Prepared, store: &Store, folder: &Path, overrides: &[String]) -> Result<()> {

@@ -87,7 +87,7 @@ fn samples(out: &mut String, about: &About) {
 }
 
 /// Text of a model in a Markdown table: on one line, and nothing in it is read as markup.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
         match c {

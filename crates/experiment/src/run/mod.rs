@@ -8,6 +8,7 @@ use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use tch::Device;
 
 use crate::plan::{Plan, Step};
 use crate::steps::{self, Outcome, Work};
@@ -63,9 +64,23 @@ impl Board {
     }
 }
 
+/// What a run works with.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The graph.
+    pub plan: &'a Plan,
+    /// Where finished steps are.
+    pub store: &'a Store,
+    /// Where models compute.
+    pub device: Device,
+    /// Whether to stop.
+    pub stop: &'a Stop,
+}
+
 /// Runs what is missing with `workers` steps at a time. On an error the running steps are finished, no new ones
 /// are begun, and the first error is given.
-pub fn run(plan: &Plan, store: &Store, workers: usize, stop: &Stop) -> Result<Ended> {
+pub fn run(job: Job<'_>, workers: usize) -> Result<Ended> {
+    let Job { plan, store, stop, .. } = job;
     let status: Vec<Status> = plan
         .steps
         .iter()
@@ -97,7 +112,7 @@ pub fn run(plan: &Plan, store: &Store, workers: usize, stop: &Stop) -> Result<En
             }
         });
         let workers: Vec<_> = (0..workers.max(1))
-            .map(|_| scope.spawn(|| worker(plan, store, stop, &progress, &board, &changed)))
+            .map(|_| scope.spawn(|| worker(job, &progress, &board, &changed)))
             .collect();
         // A worker that panicked poisons the board, which is looked at below.
         workers.into_iter().for_each(|w| drop(w.join()));
@@ -113,7 +128,8 @@ pub fn run(plan: &Plan, store: &Store, workers: usize, stop: &Stop) -> Result<En
     }
 }
 
-fn worker(plan: &Plan, store: &Store, stop: &Stop, progress: &Progress, board: &Mutex<Board>, changed: &Condvar) {
+fn worker(job: Job<'_>, progress: &Progress, board: &Mutex<Board>, changed: &Condvar) {
+    let Job { plan, stop, .. } = job;
     loop {
         let Ok(mut state) = board.lock() else { return };
         let index = loop {
@@ -132,7 +148,7 @@ fn worker(plan: &Plan, store: &Store, stop: &Stop, progress: &Progress, board: &
         };
         state.status[index] = Status::Running;
         drop(state);
-        let result = run_step(plan, &plan.steps[index], store, stop, progress);
+        let result = run_step(job, &plan.steps[index], progress);
         let Ok(mut state) = board.lock() else { return };
         state.status[index] = match result {
             Ok(Outcome::Done) => Status::Done,
@@ -149,7 +165,13 @@ fn worker(plan: &Plan, store: &Store, stop: &Stop, progress: &Progress, board: &
     }
 }
 
-fn run_step(plan: &Plan, step: &Step, store: &Store, stop: &Stop, progress: &Progress) -> Result<Outcome> {
+fn run_step(job: Job<'_>, step: &Step, progress: &Progress) -> Result<Outcome> {
+    let Job {
+        plan,
+        store,
+        device,
+        stop,
+    } = job;
     let threads = i32::try_from(step.threads).unwrap_or(1);
     tch::set_num_threads(threads);
     let begun = Instant::now();
@@ -162,6 +184,8 @@ fn run_step(plan: &Plan, step: &Step, store: &Store, stop: &Stop, progress: &Pro
         dir,
         meter: &meter,
         stop,
+        device,
+        say: &|line| meter.say(line),
     };
     // A panic in a step is a defect, but it must not take the other steps' work with it.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| steps::run(&work)))

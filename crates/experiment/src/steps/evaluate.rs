@@ -7,11 +7,11 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Example, Label, Limits, Tokenizer, stream};
 use unsay_eval::{Evaluation, Generation, Likelihood, Scorer, find, likelihoods};
-use unsay_model::{Decoder, Sampling};
+use unsay_model::{Decoder, Precision, Sampling};
 use unsay_reward::{Judge, OracleJudge};
 use unsay_rl::{RolloutSettings, rollout};
 
-use super::models::{self, BATCH};
+use super::models::BATCH;
 use super::rollout::distinct_prompts;
 use super::{Outcome, Work};
 use crate::manifest::question::{EvalSplit, Evaluate, JudgeName};
@@ -177,8 +177,8 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let speaker = Speaker {
         work,
-        decoder: models::load_decoder(&work.input("model")?, checkpoint)?,
-        tokenizer: models::load_tokenizer(&work.input("tokenizer")?)?,
+        decoder: work.decoder("model", checkpoint)?.with_precision(evaluate.precision)?,
+        tokenizer: work.tokenizer()?,
         limits: *limits,
     };
     let sets = Sets::read(work, evaluate)?;
@@ -204,7 +204,7 @@ pub(super) fn run(
             Scorer::GoldGenerations(score) => file.add(score(&on_dialogue)?, ALL),
             Scorer::JudgedGenerations(score) => {
                 for judge in &evaluate.judges {
-                    let judge = self::judge(work, *judge, limits)?;
+                    let judge = self::judge(work, *judge, limits, evaluate.precision)?;
                     file.add(score(&on_prompts, judge.as_ref(), 0.5)?, ALL);
                     if let Some(unseen) = &unseen {
                         file.add(score(unseen, judge.as_ref(), 0.5)?, UNSEEN);
@@ -238,11 +238,11 @@ fn unseen_of(prompts: &[Example], replies: &[Generation]) -> Option<Vec<Generati
     )
 }
 
-fn judge(work: &Work<'_>, name: JudgeName, limits: &Limits) -> Result<Box<dyn Judge>> {
+fn judge(work: &Work<'_>, name: JudgeName, limits: &Limits, precision: Precision) -> Result<Box<dyn Judge>> {
     Ok(match name {
         JudgeName::Oracle => Box::new(OracleJudge),
-        JudgeName::A => Box::new(models::judge(work, Which::A, limits)?),
-        JudgeName::B => Box::new(models::judge(work, Which::B, limits)?),
+        JudgeName::A => Box::new(work.models().judge(work.step, Which::A, limits, precision)?),
+        JudgeName::B => Box::new(work.models().judge(work.step, Which::B, limits, precision)?),
     })
 }
 
@@ -256,6 +256,7 @@ fn samples(speaker: &Speaker<'_>, prompts: &[String], sampling: &Sampling) -> Re
         completion: String::new(),
         label: Label::Unlabelled,
         seen_prompt: false,
+        messages: Vec::new(),
     };
     let examples: Vec<Example> = prompts.iter().enumerate().map(example).collect();
     let replies = speaker.replies("samples", &examples, sampling, false)?;

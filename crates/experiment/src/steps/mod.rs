@@ -1,25 +1,30 @@
 //! What each kind of step does. A step reads the folders of its inputs, works in its own folder, and can be
 //! killed at any moment.
 
+mod base;
 mod evaluate;
 mod models;
 mod records;
 mod rollout;
+mod sets;
+pub mod states;
 mod tokenizer;
 mod training;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use unsay_data::Example;
+use tch::Device;
+use unsay_data::{Example, Tokenizer};
+use unsay_model::Decoder;
 
-use crate::plan::{Kind, Plan, Step};
+use crate::plan::{Checkpoint, Kind, Plan, Step};
 use crate::run::progress::Meter;
 use crate::run::stop::Stop;
 use crate::store::Store;
 
 pub use evaluate::EvaluationFile;
-pub use models::{load_decoder, load_tokenizer};
+pub use models::{Models, checkpoint_dir};
 pub use rollout::SelectionFile;
 pub use training::{ACCURACY, LOG};
 
@@ -37,6 +42,10 @@ pub struct Work<'a> {
     pub meter: &'a Meter<'a>,
     /// Whether to stop.
     pub stop: &'a Stop,
+    /// Where models compute.
+    pub device: Device,
+    /// Tells one line.
+    pub say: &'a dyn Fn(&str),
 }
 
 /// How a step ended that did not fail.
@@ -63,6 +72,26 @@ impl Work<'_> {
         Ok(&self.plan.steps[index])
     }
 
+    /// What earlier steps made, and this one when it is asked for itself.
+    pub fn models(&self) -> Models<'_> {
+        Models {
+            plan: self.plan,
+            store: self.store,
+            device: self.device,
+            say: self.say,
+        }
+    }
+
+    /// The model of the input that plays `role`.
+    fn decoder(&self, role: &str, checkpoint: Checkpoint) -> Result<Decoder> {
+        self.models().decoder(self.input_step(role)?, checkpoint)
+    }
+
+    /// The tokenizer of this step.
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        self.models().tokenizer(self.input_step("tokenizer")?)
+    }
+
     /// Examples of one split of the input that plays `role`.
     pub fn examples(&self, role: &str, split: &str) -> Result<Vec<Example>> {
         read_split(&self.input(role)?, split)
@@ -86,16 +115,29 @@ pub(crate) fn unreadable(step: &Path) -> String {
 pub fn run(work: &Work<'_>) -> Result<Outcome> {
     match &work.step.kind {
         Kind::Records { source, .. } => records::run(work, source),
+        Kind::Base(outside) => base::run(work, outside),
         Kind::Tokenizer { vocab_size } => tokenizer::run(work, *vocab_size),
         Kind::Pretrain { model, limits, train } => training::pretrain(work, model, limits, train),
-        Kind::Classifier { which, limits, train } => training::classifier(work, *which, limits, train),
+        Kind::States {
+            of,
+            frozen,
+            limits,
+            precision,
+        } => states::run(work, *of, *frozen, limits, *precision),
+        Kind::Classifier {
+            which,
+            limits,
+            trained,
+            train,
+        } => training::classifier(work, *which, limits, trained, train),
         Kind::Train {
             loss,
             iteration,
             limits,
             mixture,
+            trained,
             train,
-        } => training::arm(work, loss, *iteration, limits, mixture, train),
+        } => training::arm(work, loss, *iteration, limits, mixture, trained, train),
         Kind::Rollout {
             iteration,
             iterate,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use unsay_data::{Example, Label, Limits, stream, write_examples};
 use unsay_rl::{Counts, RolloutSettings, label, rollout, select};
 
-use super::models::{self, BATCH};
+use super::models::BATCH;
 use super::{Outcome, Work};
 use crate::manifest::question::Iterate;
 use crate::plan::{Checkpoint, Which};
@@ -46,8 +46,10 @@ impl SelectionFile {
 /// Generates, labels, selects.
 pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &Limits) -> Result<Outcome> {
     let seed = stream(work.step.seed, "own replies", u64::from(iteration)).next_u64();
-    let decoder = models::load_decoder(&work.input("model")?, Checkpoint::Best)?;
-    let tokenizer = models::load_tokenizer(&work.input("tokenizer")?)?;
+    let decoder = work
+        .decoder("model", Checkpoint::Best)?
+        .with_precision(iterate.precision)?;
+    let tokenizer = work.tokenizer()?;
     let prompts = distinct_prompts(work.examples("feedback", "train")?, iterate.prompts, seed);
     let settings = RolloutSettings {
         samples_per_prompt: iterate.per_prompt,
@@ -64,7 +66,7 @@ pub(super) fn run(work: &Work<'_>, iteration: u32, iterate: &Iterate, limits: &L
     }
     // A reply cut at the length limit did not end there, and training would teach it to: it is left out.
     let (replies, cut): (Vec<_>, Vec<_>) = replies.into_iter().partition(|r| r.finished);
-    let judge = models::judge(work, Which::A, limits)?;
+    let judge = work.models().judge(work.step, Which::A, limits, iterate.precision)?;
     let candidates = label(&judge, &prompts, &replies, 0.5)?;
     let labelled = candidates.iter().filter(|c| c.label != Label::Unlabelled).count();
     let positive = candidates.iter().filter(|c| c.label == Label::Positive).count();

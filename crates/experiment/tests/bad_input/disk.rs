@@ -116,7 +116,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
         "--workers",
         "1",
         "--set",
-        "pretrain.train.steps=100000",
+        "base.train.train.steps=100000",
     ];
     // Weights and moments fit; the log of the steps outgrows the limit some checkpoints later.
     let err = limited(&desk, 64, &long).fails(1);

@@ -7,6 +7,7 @@ mod common;
 
 mod data;
 mod disk;
+mod folders;
 mod manifests;
 mod stored;
 mod usage;

@@ -246,14 +246,14 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "key given twice in a line",
-        edits: &[("{ vocab_size: 500 }", "{ vocab_size: 500, vocab_size: 600 }")],
-        at: &["vocab_size: 600"],
-        says: &["key `vocab_size` is given twice"],
+        edits: &[("{ max_prompt: 64,", "{ max_prompt: 64, max_prompt: 60,")],
+        at: &["max_prompt: 60"],
+        says: &["key `max_prompt` is given twice"],
     },
     Case {
         what: "several keys missing",
         edits: &[
-            ("    tokenizer: { vocab_size: 500 }\n", ""),
+            ("        vocab_size: 500\n", ""),
             ("      split: test\n", ""),
             ("question: Does", "# Does"),
         ],
@@ -261,7 +261,7 @@ const CASES: &[Case] = &[
         says: &[
             "missing key `split` in `evaluate`",
             "missing key `question`",
-            "missing key `tokenizer`",
+            "missing key `vocab_size` in `train`",
             "3 mistakes",
         ],
     },
@@ -351,8 +351,8 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "tab",
-        edits: &[("    tokenizer: {", "\ttokenizer: {")],
-        at: &["tokenizer"],
+        edits: &[("    limits: {", "\tlimits: {")],
+        at: &["limits"],
         says: &["tabs disallowed"],
     },
     Case {
@@ -752,14 +752,14 @@ fn every_key_left_out_is_one_mistake_unless_it_has_a_default() {
         "seeds",
         "profiles",
         "profiles.small.data",
-        "profiles.small.pretrain.train.lr",
+        "profiles.small.base.train.train.lr",
     ] {
         assert!(refused.contains(&needed.to_owned()), "{needed}: {accepted:#?}");
     }
     for free in [
         "content_warning",
         "arms.base",
-        "profiles.small.pretrain.train.warmup",
+        "profiles.small.base.train.train.warmup",
         "profiles.small.table.baseline",
     ] {
         assert!(accepted.contains(&free.to_owned()), "{free}: {refused:#?}");
@@ -784,13 +784,13 @@ arms:
   cringe: { train: { loss: { crinje: { alpha: 1.0, k: 5 } } } }
 profiles:
   only:
-    tokenizer: { vocab_sise: 500 }
+    base: { train: { vocab_sise: 500 } }
     limits: { max_prompt: many, max_completion: 48, max_cut_share: 0.5, max_dropped_share: 0.0 }
 ";
     insta::assert_snapshot!("several_mistakes", refused(small));
     insta::assert_snapshot!("duplicate_key", refused(format!("{small}name: again\n")));
     insta::assert_snapshot!("syntax", refused(small.replace("[0, one]", "[0, one")));
-    insta::assert_snapshot!("tab", refused(small.replace("    tokenizer", "\ttokenizer")));
+    insta::assert_snapshot!("tab", refused(small.replace("    limits", "\tlimits")));
     insta::assert_snapshot!("tag", refused(small.replace("{ crinje: {", "!crinje { x: {")));
     insta::assert_snapshot!("alias", refused(small.replace("[0, one]", "*all")));
     insta::assert_snapshot!("empty", refused(""));

@@ -13,7 +13,7 @@ const WEIGHTS: &str = "best/model.safetensors";
 const CONFIG: &str = "best/config.json";
 
 /// Header and data of a safetensors file.
-fn parts(path: &Path) -> (Value, Vec<u8>) {
+pub(super) fn parts(path: &Path) -> (Value, Vec<u8>) {
     let bytes = fs::read(path).unwrap();
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (
@@ -22,19 +22,19 @@ fn parts(path: &Path) -> (Value, Vec<u8>) {
     )
 }
 
-fn write_parts(path: &Path, header: &Value, data: &[u8]) {
+pub(super) fn write_parts(path: &Path, header: &Value, data: &[u8]) {
     let header = header.to_string();
     let length = (header.len() as u64).to_le_bytes();
     fs::write(path, [&length, header.as_bytes(), data].concat()).unwrap();
 }
 
-fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
     fs::write(path, bytes).unwrap();
 }
 
-fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+pub(super) fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
     edit(path, |bytes| {
         let mut value = serde_json::from_slice(bytes).unwrap();
         change(&mut value);
@@ -341,7 +341,7 @@ fn a_damaged_checkpoint_is_named_with_what_to_do() {
         "--results",
         "out",
         "--set",
-        "pretrain.train.steps=100000",
+        "base.train.train.steps=100000",
     ];
     let mut run = desk.start(&args);
     until(&mut run, "a checkpoint", || checkpoint(&desk.store()).is_some());

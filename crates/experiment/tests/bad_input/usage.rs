@@ -13,8 +13,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
         (&["run", "m.yaml", "--workers", "many"], &["invalid value 'many'"]),
         (&["list"], &["<WHAT>"]),
         (
-            &["list", "models"],
-            &["possible values: losses, measures, datasets, experiments"],
+            &["list", "nothing"],
+            &["possible values: losses, measures, datasets, models, experiments"],
         ),
         (&["generate", "m.yaml"], &["--arms"]),
         (

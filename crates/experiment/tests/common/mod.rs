@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
 
+pub(crate) mod folder;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -216,12 +218,24 @@ pub(crate) fn finished(store: &Path) -> BTreeMap<String, PathBuf> {
         }
         let about: Value = serde_json::from_slice(&fs::read(dir.join("step.json")).unwrap()).unwrap();
         let kind = about["kind"].as_object().unwrap().keys().next().unwrap().clone();
+        let adapter = about["kind"][&kind]["trained"]["lora"].is_object();
         let mut wanted = vec!["step.json"];
         wanted.extend(match kind.as_str() {
             "records" => vec!["train.jsonl", "valid.jsonl", "test.jsonl"],
             "tokenizer" => vec!["tokenizer.json"],
             "rollout" => vec!["selection.json"],
             "evaluate" => vec!["scores.jsonl", "generations.jsonl", "summary.json"],
+            "base" => vec!["base.json"],
+            // Which sets they are of is for the trainings to know.
+            "states" => vec![],
+            "train" | "classifier" if adapter => vec![
+                "steps.jsonl",
+                "supervision.json",
+                "best/adapter_config.json",
+                "best/adapter_model.safetensors",
+                "last/adapter_config.json",
+                "last/adapter_model.safetensors",
+            ],
             "pretrain" | "train" | "classifier" => vec![
                 "steps.jsonl",
                 "supervision.json",
@@ -241,6 +255,7 @@ pub(crate) fn finished(store: &Path) -> BTreeMap<String, PathBuf> {
             assert!(bytes.is_some_and(|b| !b.is_empty()), "{key} ({kind}) lacks {name}");
         }
         found.remove("replies.jsonl");
+        found.retain(|name, bytes| kind != "states" || !name.ends_with(".states") || bytes.is_empty());
         assert!(found.is_empty(), "{key} ({kind}) holds {:?} too", found.keys());
         out.insert(about["title"].as_str().unwrap().to_owned(), dir);
     }

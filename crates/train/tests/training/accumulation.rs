@@ -10,11 +10,11 @@ use unsay_train::{
     ClassifierObjective, Draws, Examples, Fit, LanguageObjective, LogicalBatch, Objective, Place, Settings,
 };
 
-struct Seen {
-    loss: f64,
+pub(crate) struct Seen {
+    pub(crate) loss: f64,
     named: Vec<(String, f64)>,
     per_example: Vec<f64>,
-    gradients: Vec<f64>,
+    pub(crate) gradients: Vec<f64>,
 }
 
 fn gradients(params: &Params) -> Vec<f64> {
@@ -26,7 +26,7 @@ fn gradients(params: &Params) -> Vec<f64> {
     all
 }
 
-fn seen(objective: &impl Objective, places: &[Place], micro_batch: usize) -> Seen {
+pub(crate) fn seen(objective: &impl Objective, places: &[Place], micro_batch: usize) -> Seen {
     let draws = Draws {
         seed: 3,
         purpose: "loss-draws",
@@ -50,7 +50,7 @@ fn seen(objective: &impl Objective, places: &[Place], micro_batch: usize) -> See
     }
 }
 
-fn places(examples: &Examples, picks: &[usize]) -> Vec<Place> {
+pub(crate) fn places(examples: &Examples, picks: &[usize]) -> Vec<Place> {
     let all: Vec<Place> = examples
         .sources()
         .iter()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may stop at the first error")]
 
 mod accumulation;
+mod conversations;
 mod frozen;
 mod guard;
 mod learns;

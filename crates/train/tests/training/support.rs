@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind};
-use unsay_data::{Encoded, Label, Tokenizer, stream};
+use unsay_data::{Encoded, Label, Span, Tokenizer, stream};
 use unsay_model::{Config, Decoder, Layers, LoraConfig, Params, SequenceClassifier, Size, TargetModules, Trained};
 use unsay_train::{Examples, Source};
 
@@ -52,12 +52,16 @@ pub(crate) fn encode(prompt: &[u32], completion: &[u32], label: Label, example: 
     let mut ids = vec![Tokenizer::BOS];
     ids.extend(prompt);
     ids.push(Tokenizer::SEP);
-    let completion_start = ids.len();
+    let start = ids.len();
     ids.extend(completion);
     ids.push(Tokenizer::EOS);
     Encoded {
+        spans: vec![Span {
+            start,
+            end: ids.len(),
+            ended: true,
+        }],
         ids,
-        completion_start,
         label,
         example,
     }

@@ -116,6 +116,7 @@ impl World {
                 completion,
                 label: Label::Positive,
                 seen_prompt: split == Split::Train,
+                messages: Vec::new(),
             });
         }
         prompts
@@ -139,6 +140,7 @@ impl World {
                 label,
                 // A prompt belongs to one combination and a combination to one split.
                 seen_prompt: split == Split::Train,
+                messages: Vec::new(),
             }
         };
         (0..n).map(example).collect()

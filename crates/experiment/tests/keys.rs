@@ -1,0 +1,64 @@
+//! A step keeps its key as long as nothing changes what it writes: finished work is found again by it.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+
+use std::path::Path;
+
+use unsay_experiment::manifest::Manifest;
+use unsay_experiment::plan::{Place, Plan, build};
+
+fn plan(device: Place) -> Plan {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/cringe_safety.yaml");
+    let (_, question) = Manifest::read(&file).unwrap().resolve(Some("testbed"), &[]).unwrap();
+    build::build(&question, device).unwrap()
+}
+
+/// One step of each kind of the main job. A line changes only with the version of its kind of step or of the
+/// testbed, or with the manifest itself.
+const KEYS: [(&str, &str); 9] = [
+    ("records: pretraining", "93c80f35c54df100aa9847b5"),
+    ("records: feedback", "8c9e316646b0b233f05acdd3"),
+    ("tokenizer", "a6ec310771510c8596a0bd85"),
+    ("base model, seed 0", "16ca5e019b83728b1edfe944"),
+    ("classifier A, seed 0", "86ba5b0a62881b67b3b0c662"),
+    ("train cringe, seed 0", "e491ca96d8d3c8a275c117aa"),
+    (
+        "own replies of cringe_iterative, iteration 1, seed 0",
+        "69bd0cbeffbaeceda26e3f15",
+    ),
+    (
+        "train cringe_iterative, iteration 2, seed 0",
+        "7029a41478f99a8413f36067",
+    ),
+    ("evaluate base, seed 0, best", "ce914883a69613e45069d349"),
+];
+
+#[test]
+fn the_main_job_keeps_its_keys() {
+    let plan = plan(Place::Cpu);
+    for (title, key) in KEYS {
+        let step = plan.steps.iter().find(|s| s.title == title).unwrap();
+        assert_eq!(step.key, key, "{title}");
+    }
+}
+
+#[test]
+fn another_kind_of_device_is_another_step_where_a_model_computes() {
+    let (here, there) = (plan(Place::Cpu), plan(Place::Cuda));
+    let mut same = Vec::new();
+    for (a, b) in here.steps.iter().zip(&there.steps) {
+        assert_eq!(a.title, b.title);
+        if a.key == b.key {
+            same.push(a.title.as_str());
+        }
+    }
+    assert_eq!(
+        same,
+        [
+            "records: pretraining",
+            "records: feedback",
+            "records: dialogue",
+            "tokenizer"
+        ]
+    );
+    assert!(here.steps.len() > 40);
+}
