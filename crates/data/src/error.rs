@@ -250,13 +250,11 @@ pub enum Error {
         /// Where its completion should start.
         start: usize,
     },
-    /// A dataset name that is not in the catalog.
-    #[error(
-        "expected a dataset of the catalog ({}), got `{got}`{}",
-        listed(known),
-        hint(nearest)
-    )]
-    UnknownDataset {
+    /// A name that is not in the catalog.
+    #[error("expected a {kind} of the catalog ({}), got `{got}`{}", listed(known), hint(nearest))]
+    UnknownName {
+        /// What was looked for: `dataset`, `model`.
+        kind: &'static str,
         /// The name asked for.
         got: String,
         /// The names of the catalog.
@@ -278,13 +276,15 @@ pub enum Error {
         /// What to do.
         advice: String,
     },
-    /// A dataset that is in neither mirror nor cache nor reachable at its source.
+    /// A dataset or model that is in neither mirror nor cache nor reachable at its source.
     #[error(
-        "dataset `{name}` was found nowhere\n  mirror: {mirror}\n  cache: {cache}\n  source: {source_tried}\n\
-         hint: connect to the network once, or set UNSAY_DATA_MIRROR to a folder that holds `{name}`"
+        "{kind} `{name}` was found nowhere\n  mirror: {mirror}\n  cache: {cache}\n  source: {source_tried}\n\
+         hint: {advice}"
     )]
     Unavailable {
-        /// The dataset.
+        /// What was looked for: `dataset`, `model`.
+        kind: &'static str,
+        /// Its name.
         name: &'static str,
         /// What was found at the mirror.
         mirror: String,
@@ -292,6 +292,8 @@ pub enum Error {
         cache: String,
         /// What was tried at the public source, and how it failed.
         source_tried: String,
+        /// What to do.
+        advice: Box<str>,
     },
 }
 

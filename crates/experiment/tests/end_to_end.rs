@@ -367,6 +367,14 @@ fn everything_that_can_be_named_is_listed() {
         );
     }
     assert!(unsay_data::catalog::list().len() >= 2);
+    let models = list("models");
+    for model in unsay_data::catalog::models::list() {
+        assert!(
+            models.contains(model.name) && models.contains(model.licence),
+            "{models}"
+        );
+    }
+    assert!(models.contains("smollm2-135m-instruct"), "{models}");
     desk.write("experiments/b.yaml", TINY);
     desk.write("experiments/a.yaml", TINY.replace("  small:\n", "  other:\n"));
     desk.write("experiments/notes.txt", "no manifest");

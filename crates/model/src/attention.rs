@@ -1,54 +1,169 @@
-//! Grouped-query attention over keys and values of the whole batch or of a cache.
+//! Attention: its projections, and grouped-query attention over keys and values of the whole batch or of a cache.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::linear::Linear;
+use crate::positions::Place;
+
+/// The attention of one block: projections of the state to queries, keys and values, and of what was
+/// attended to back to the state.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) projections: Projections,
+    pub(crate) out: Linear,
+    /// Query heads (H).
+    pub(crate) heads: i64,
+    /// Key/value heads (G).
+    pub(crate) kv_heads: i64,
+    /// Width of a head (d).
+    pub(crate) head_dim: i64,
+}
+
+/// Maps of the state to queries [.., H·d], keys and values [.., G·d].
+#[derive(Debug)]
+pub(crate) enum Projections {
+    /// One each.
+    Separate {
+        /// D → H·d.
+        q: Linear,
+        /// D → G·d.
+        k: Linear,
+        /// D → G·d.
+        v: Linear,
+    },
+    /// One map D → (H + 2G)·d: queries, keys, values.
+    Fused(Linear),
+}
+
+impl Attention {
+    /// x [B, T, D] → [B, T, D]; `attend` gets turned queries and keys and the values, each
+    /// [B, T, heads, d], and returns [B, T, H·d].
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        place: &Place,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, width, _) = x.size3()?;
+        let (q, k, v) = match &self.projections {
+            Projections::Separate { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
+            Projections::Fused(all) => {
+                let all = all.forward(x)?;
+                let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+                let part = |start, n| all.f_narrow(-1, start, n);
+                (part(0, q)?, part(q, kv)?, part(q + kv, kv)?)
+            }
+        };
+        let heads = |x: &Tensor, n: i64| x.f_view([rows, width, n, self.head_dim]);
+        let q = place.turn(heads(&q, self.heads)?)?;
+        let k = place.turn(heads(&k, self.kv_heads)?)?;
+        let v = heads(&v, self.kv_heads)?;
+        self.out.forward(&attend(&q, &k, &v)?)
+    }
+
+    /// Its linear maps.
+    pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
+        match &mut self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v, &mut self.out],
+            Projections::Fused(all) => vec![all, &mut self.out],
+        }
+    }
+}
 
 /// Which earlier positions a position sees.
 #[derive(Debug)]
 pub(crate) enum Sight {
     /// All up to itself.
     Causal,
-    /// Those where an additive mask [B, 1, T, T] is 0 rather than minus infinity.
+    /// Those where an additive mask [B, 1, T, T] or [1, 1, T, T] is 0 rather than minus infinity.
     Masked(Tensor),
+}
+
+impl Sight {
+    /// What `width` positions see, each with itself: all before them, or the last `window` with themselves
+    /// counted. Padding is seen by nothing but itself, which keeps its softmax finite; real [B, T] is true
+    /// where a token counts. Windows count places, padding included.
+    pub(crate) fn new(real: Option<&Tensor>, width: i64, window: Option<i64>, options: (Kind, Device)) -> Result<Self> {
+        let window = window.filter(|&window| window < width);
+        if real.is_none() && window.is_none() {
+            return Ok(Self::Causal);
+        }
+        let (kind, device) = options;
+        let mut seen = Tensor::f_ones([width, width], (Kind::Bool, device))?.f_tril(0)?;
+        if let Some(window) = window {
+            seen = seen.f_triu(1 - window)?;
+        }
+        seen = seen.f_view([1, 1, width, width])?;
+        if let Some(real) = real {
+            let itself = Tensor::f_eye(width, (Kind::Bool, device))?;
+            seen = seen
+                .f_logical_and(&real.f_view([-1, 1, 1, width])?)?
+                .f_logical_or(&itself)?;
+        }
+        additive(&seen, kind).map(Self::Masked)
+    }
 }
 
 /// q [B, T, H, d], k and v [B, T, G, d] with G dividing H → [B, T, H·d].
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
-    let size = q.size();
-    let grouped = size[2] != k.size()[2];
+    let grouped = q.size()[2] != k.size()[2];
     let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
     let (mask, causal) = match sight {
         Sight::Causal => (None, true),
         Sight::Masked(mask) => (Some(mask), false),
     };
     let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, grouped)?;
-    Ok(out
-        .f_transpose(1, 2)?
-        .f_reshape([size[0], size[1], size[2] * size[3]])?)
+    merge_heads(&out)
+}
+
+/// The same step by step with a softmax in f32, as transformers' `eager` attention computes it even for f64.
+pub(crate) fn attend_with_f32_softmax(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    let (width, per_group) = (q.size()[1], q.size()[2] / k.size()[2].max(1));
+    let q = q.f_transpose(1, 2)?;
+    let of_heads = |x: &Tensor| x.f_transpose(1, 2)?.f_repeat_interleave_self_int(per_group, 1, None);
+    let (k, v) = (of_heads(k)?, of_heads(v)?);
+    let causal = Sight::new(
+        Some(&Tensor::f_ones([1, width], (Kind::Bool, q.device()))?),
+        width,
+        None,
+        (q.f_kind()?, q.device()),
+    )?;
+    let mask = match (sight, &causal) {
+        (Sight::Masked(mask), _) | (Sight::Causal, Sight::Masked(mask)) => mask,
+        (Sight::Causal, Sight::Causal) => return attend(&q, &k, &v, sight),
+    };
+    let scale = (q.size()[3] as f64).powf(-0.5);
+    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_add(mask)?;
+    let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(v.f_kind()?)?;
+    merge_heads(&weights.f_matmul(&v)?)
+}
+
+/// [B, H, T, d] → [B, T, H·d].
+fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (rows, heads, width, dim) = x.size4()?;
+    Ok(x.f_transpose(1, 2)?.f_reshape([rows, width, heads * dim])?)
 }
 
 /// One new position against cached keys: q [B, 1, H, d], k and v [B, G, S, d], additive mask
 /// [B, 1, 1, S] → [B, 1, H·d]. The queries of a group stand in for positions, so keys are not copied.
-pub(crate) fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+/// A block with a window sees the last `window` of the S slots.
+pub(crate) fn attend_cached(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    window: Option<i64>,
+) -> Result<Tensor> {
     let (rows, heads, dim) = (q.size()[0], q.size()[2], q.size()[3]);
-    let groups = k.size()[1];
+    let (groups, slots) = (k.size()[1], k.size()[2]);
+    let seen = window.map_or(slots, |window| window.min(slots));
+    let last = |x: &Tensor, axis| x.f_narrow(axis, slots - seen, seen);
+    let mask = mask.map(|mask| last(mask, 3)).transpose()?;
     let q = q.f_reshape([rows, groups, heads / groups, dim])?;
-    let out = Tensor::f_scaled_dot_product_attention(&q, k, v, mask, 0.0, false, None, false)?;
+    let out =
+        Tensor::f_scaled_dot_product_attention(&q, &last(k, 2)?, &last(v, 2)?, mask.as_ref(), 0.0, false, None, false)?;
     Ok(out.f_reshape([rows, 1, heads * dim])?)
-}
-
-/// The additive mask of a left-padded batch from real [B, T] (true where a token is real): causal, and
-/// padding is seen by nothing but itself, which keeps its softmax finite.
-pub(crate) fn left_padding_mask(real: &Tensor, kind: Kind) -> Result<Tensor> {
-    let (rows, width) = real.size2()?;
-    let ones = Tensor::f_ones([width, width], (Kind::Bool, real.device()))?;
-    let itself = Tensor::f_eye(width, (Kind::Bool, real.device()))?;
-    let seen = ones
-        .f_tril(0)?
-        .f_logical_and(&real.f_view([rows, 1, 1, width])?)?
-        .f_logical_or(&itself)?;
-    additive(&seen, kind)
 }
 
 /// 0 where true, minus infinity where false.

@@ -22,7 +22,7 @@ impl Cache {
         ];
         let options: (Kind, _) = (trunk.kind()?, trunk.device());
         let buffer = || Tensor::f_empty(shape, options);
-        let layers = (0..trunk.n_layers())
+        let layers = (0..trunk.n_blocks())
             .map(|_| Ok((buffer()?, buffer()?)))
             .collect::<Result<_>>()?;
         Ok(Self { layers, used: 0 })

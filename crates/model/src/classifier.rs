@@ -1,38 +1,66 @@
-//! One score per sequence.
+//! One or several scores per sequence.
 
 use std::path::Path;
 
 use rand::Rng;
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use crate::decoder::{CONFIG, WEIGHTS, save};
-use crate::hf::{self, Architecture};
+use crate::arch::Spec;
+use crate::decoder::{CONFIG, save, wanted};
+use crate::hf::{self, ModelClass};
 use crate::linear::linear;
-use crate::trunk::{self, Trunk};
-use crate::{Config, Decoder, Error, Params, Result, init, weights};
+use crate::shards;
+use crate::trunk::Trunk;
+use crate::{Config, Decoder, Error, Params, Result, init};
 
-const SCORE: &str = "score.weight";
+pub(crate) const SCORE: &str = "score.weight";
+
+/// Fields of `config.json` that say how many labels there are, and what they are called.
+const NUM_LABELS: &str = "num_labels";
+const NAMES: [&str; 2] = ["id2label", "label2id"];
+
+/// No honest classifier has more.
+const MOST_LABELS: usize = 1 << 16;
 
 /// A decoder trunk and a linear score of its state at the last real token, stored like Hugging Face's
-/// `LlamaForSequenceClassification` with one label. A logit above 0 means positive.
+/// `LlamaForSequenceClassification` and its relatives. With one label (K = 1) a logit above 0 means positive, or the logit is
+/// a reward; with more there is a logit per label.
 #[derive(Debug)]
 pub struct SequenceClassifier {
-    trunk: Trunk,
+    pub(crate) trunk: Trunk,
     score: Tensor,
-    params: Params,
+    pub(crate) params: Params,
 }
 
 impl SequenceClassifier {
-    /// A classifier on the weights of a decoder, whose own output embedding is dropped if it is not tied.
+    /// A classifier with one label on the weights of a decoder, whose own output embedding is dropped if it is not tied.
     /// The score is normal(0, `initializer_range`) from `rng`.
     pub fn from_trunk(decoder: Decoder, rng: &mut impl Rng) -> Result<Self> {
-        let config = decoder.config().clone();
+        Self::with_labels(decoder, 1, rng)
+    }
+
+    /// The same with `num_labels` labels, 1 to 65536. Names of labels that the decoder's description may hold belong to
+    /// another head and are dropped.
+    pub fn with_labels(decoder: Decoder, num_labels: usize, rng: &mut impl Rng) -> Result<Self> {
+        if !(1..=MOST_LABELS).contains(&num_labels) {
+            return Err(Error::input("`num_labels`", format!("1 to {MOST_LABELS}"), num_labels));
+        }
+        let mut config = decoder.config().clone();
+        for name in NAMES {
+            config.other.shift_remove(name);
+        }
         let kind = decoder.trunk.kind()?;
-        let score = init::normal(rng, &[1, config.hidden_size as i64], config.initializer_range, kind)?;
+        let score = init::normal(
+            rng,
+            &[num_labels as i64, config.hidden_size as i64],
+            config.initializer_range,
+            kind,
+        )?;
         let mut entries = Vec::new();
-        for (name, _) in trunk::expected(&config) {
-            let tensor = decoder.params.shared(&name)?;
-            entries.push((name, tensor));
+        for spec in config.architecture.form().tensors(&config) {
+            let tensor = decoder.params.shared(&spec.name)?;
+            entries.push((spec.name, tensor));
         }
         entries.push((SCORE.to_owned(), score.f_to(decoder.device())?));
         Self::assemble(&config, Params::new(entries)?)
@@ -40,10 +68,16 @@ impl SequenceClassifier {
 
     /// Reads a Hugging Face folder.
     pub fn load(dir: &Path, device: Device) -> Result<Self> {
-        let config = hf::read(&dir.join(CONFIG), Architecture::SequenceClassification)?;
-        let mut expected = trunk::expected(&config);
-        expected.push((SCORE.to_owned(), vec![1, config.hidden_size as i64]));
-        let entries = weights::read_exact(&dir.join(WEIGHTS), &expected, device)?;
+        let mut config = hf::read(dir, ModelClass::SequenceClassification)?;
+        let num_labels = count_labels(&config.other).map_err(|what| Error::Config {
+            place: format!("`{}`", dir.join(CONFIG).display()),
+            what,
+        })?;
+        // The score says it; what the trunk computes does not depend on it.
+        config.other.shift_remove(NUM_LABELS);
+        let mut wanted = wanted(&config);
+        wanted.tensors.push(Spec::matrix(SCORE, num_labels, config.hidden_size));
+        let entries = shards::read(dir, &wanted, None, device)?;
         Self::assemble(&config, Params::new(entries)?)
     }
 
@@ -53,12 +87,26 @@ impl SequenceClassifier {
         if self.config().pad_token_id.is_none() {
             return Err(Error::input("`pad_token_id` of a classifier", "a token id", "none"));
         }
-        save(dir, self.config(), &self.params, Architecture::SequenceClassification)
+        let mut config = self.config().clone();
+        config.other.insert(NUM_LABELS.to_owned(), self.num_labels().into());
+        save(dir, &config, &self.params, ModelClass::SequenceClassification, None)
+    }
+
+    /// The same model, rounding to f32 where transformers does; see [`Decoder::rounded_like_transformers`].
+    #[must_use]
+    pub fn rounded_like_transformers(mut self, softmax: bool) -> Self {
+        self.trunk.round_to_f32(softmax);
+        self
     }
 
     /// What the trunk is.
     pub fn config(&self) -> &Config {
         &self.trunk.config
+    }
+
+    /// How many labels (K) there are. Their names, where known, are `id2label` in the description's other fields.
+    pub fn num_labels(&self) -> usize {
+        self.score.size().first().map_or(0, |&k| k as usize)
     }
 
     /// What an optimiser updates: trunk and score.
@@ -71,7 +119,7 @@ impl SequenceClassifier {
         self.trunk.device()
     }
 
-    /// Logits `[B]` of right-padded ids [B, T] (Int64) whose rows hold lengths `[B]` (Int64) real tokens.
+    /// Logits `[B]` (K = 1) or [B, K] of right-padded ids [B, T] (Int64) whose rows hold lengths `[B]` (Int64) real tokens.
     pub fn logits(&self, ids: &Tensor, lengths: &Tensor) -> Result<Tensor> {
         let (rows, width) = match ids.size().as_slice() {
             &[rows, width] => (rows, width),
@@ -94,7 +142,11 @@ impl SequenceClassifier {
         let states = hidden
             .f_reshape([rows * width, -1])?
             .f_index_select(0, &starts.f_add(&last)?)?;
-        Ok(linear(&states, &self.score)?.f_squeeze_dim(-1)?)
+        let logits = linear(&states, &self.score)?;
+        match self.num_labels() {
+            1 => Ok(logits.f_squeeze_dim(-1)?),
+            _ => Ok(logits),
+        }
     }
 
     fn assemble(config: &Config, params: Params) -> Result<Self> {
@@ -103,5 +155,28 @@ impl SequenceClassifier {
             score: params.shared(SCORE)?,
             params,
         })
+    }
+}
+
+/// As transformers counts: the names of the labels, or else their number, or else two.
+fn count_labels(fields: &Map<String, Value>) -> Result<usize, String> {
+    let named = match fields.get(NAMES[0]) {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(names)) => Some(names.len()),
+        Some(got) => return Err(format!("`{}`: expected an object, got {got}", NAMES[0])),
+    };
+    let stated = match fields.get(NUM_LABELS) {
+        None | Some(Value::Null) => None,
+        Some(got) => {
+            let number = got.as_u64().and_then(|n| usize::try_from(n).ok());
+            Some(number.ok_or_else(|| format!("`{NUM_LABELS}`: expected a whole number, got {got}"))?)
+        }
+    };
+    match (named, stated) {
+        (Some(a), Some(b)) if a != b => Err(format!("`{NUM_LABELS}` is {b} and `{}` names {a}", NAMES[0])),
+        _ => match named.or(stated).unwrap_or(2) {
+            count if (1..=MOST_LABELS).contains(&count) => Ok(count),
+            count => Err(format!("`{NUM_LABELS}`: expected 1 to {MOST_LABELS}, got {count}")),
+        },
     }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::arch::{Architecture, Llama};
+use crate::{Activation, Error, Result, RopeScaling};
 
 /// The part of a model's description that an experiment chooses; the vocabulary comes from the
 /// tokenizer and the positions from the data's limits.
@@ -22,9 +23,11 @@ pub struct Size {
     pub num_key_value_heads: usize,
 }
 
-/// A Llama-form decoder, in the words of its `config.json`.
+/// A decoder, in the words of its `config.json`, or in Llama's where architectures differ in words only.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Which architecture, and what only this one has.
+    pub architecture: Architecture,
     /// Rows of the embedding (V).
     pub vocab_size: usize,
     /// Width of the residual stream (D).
@@ -37,22 +40,27 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// Key/value heads; divides the query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head; even. `hidden_size / num_attention_heads` unless the file says otherwise.
+    /// Width of a head. `hidden_size / num_attention_heads` unless the file says otherwise.
     pub head_dim: usize,
     /// Longest sequence, prompt and completion together.
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Added to the mean square in RMSNorm.
-    pub rms_norm_eps: f64,
+    /// How those frequencies are scaled.
+    pub rope_scaling: RopeScaling,
+    /// The function in the feed-forward blocks.
+    pub activation: Activation,
+    /// Added to the mean square or the variance in norms.
+    pub norm_eps: f64,
     /// Whether the output embedding is the input embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
     /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,
-    /// Token that ends one.
-    pub eos_token_id: Option<u32>,
+    /// Tokens that end one. In the file this is `eos_token_id`: a number for one, a list for several. Files name
+    /// tokens that are not in the vocabulary; generation refuses such an end, nothing else asks for it.
+    pub eos_token_ids: Vec<u32>,
     /// Token that fills one up.
     pub pad_token_id: Option<u32>,
     /// Fields of the file that do not change what is computed, kept as they were.
@@ -73,9 +81,10 @@ const LARGEST: [(&str, usize); 8] = [
 ];
 
 impl Config {
-    /// A tied decoder of the given size with the usual constants and no special tokens set.
+    /// A tied Llama of the given size with the usual constants and no special tokens set.
     pub fn new(size: &Size, vocab_size: usize, max_position_embeddings: usize) -> Self {
         Self {
+            architecture: Architecture::Llama(Llama::default()),
             vocab_size,
             hidden_size: size.hidden_size,
             intermediate_size: size.intermediate_size,
@@ -85,11 +94,13 @@ impl Config {
             head_dim: size.hidden_size.checked_div(size.num_attention_heads).unwrap_or(0),
             max_position_embeddings,
             rope_theta: 10_000.0,
-            rms_norm_eps: 1e-5,
+            rope_scaling: RopeScaling::Default,
+            activation: Activation::Silu,
+            norm_eps: 1e-5,
             tie_word_embeddings: true,
             initializer_range: 0.02,
             bos_token_id: None,
-            eos_token_id: None,
+            eos_token_ids: Vec::new(),
             pad_token_id: None,
             other: Map::new(),
         }
@@ -139,15 +150,8 @@ impl Config {
                 "`num_attention_heads` {heads} does not divide `hidden_size` {hidden}"
             ));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Some(format!(
-                "head width: expected an even number (rotary positions), got {}",
-                self.head_dim
-            ));
-        }
         let ranges = [
-            ("rope_theta", self.rope_theta, f64::MIN_POSITIVE, 1e12),
-            ("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0),
+            ("norm_eps", self.norm_eps, 0.0, 1.0),
             ("initializer_range", self.initializer_range, 0.0, 10.0),
         ];
         for (name, got, low, high) in ranges {
@@ -155,20 +159,13 @@ impl Config {
                 return Some(format!("`{name}`: expected {low:e} to {high:e}, got {got}"));
             }
         }
-        let ids = [
-            ("bos_token_id", self.bos_token_id),
-            ("eos_token_id", self.eos_token_id),
-            ("pad_token_id", self.pad_token_id),
-        ];
-        for (name, id) in ids {
-            if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
-                return Some(format!(
-                    "`{name}`: expected below `vocab_size` {}, got {id}",
-                    self.vocab_size
-                ));
-            }
+        if let Some(id) = self.pad_token_id.filter(|&id| id as usize >= self.vocab_size) {
+            return Some(format!(
+                "`pad_token_id`: expected below `vocab_size` {}, got {id}",
+                self.vocab_size
+            ));
         }
-        None
+        self.architecture.form().problem(self)
     }
 }
 
@@ -200,8 +197,8 @@ mod tests {
             ("head width", |c| c.head_dim = 3),
             ("head_dim", |c| c.head_dim = 0),
             ("rope_theta", |c| c.rope_theta = 0.0),
-            ("rms_norm_eps", |c| c.rms_norm_eps = f64::NAN),
-            ("eos_token_id", |c| c.eos_token_id = Some(30)),
+            ("norm_eps", |c| c.norm_eps = f64::NAN),
+            ("pad_token_id", |c| c.pad_token_id = Some(30)),
             ("max_position_embeddings", |c| c.max_position_embeddings = 0),
         ];
         for (name, change) in broken {

@@ -52,6 +52,9 @@ pub enum Error {
         /// Which new token, from zero.
         step: usize,
     },
+    /// A guide of generation failed.
+    #[error("guide of generation: {0}")]
+    Guide(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A device that does not exist or cannot be used.
     #[error("{0}")]
     Device(String),

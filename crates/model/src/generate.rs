@@ -2,13 +2,12 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::attention::{Sight, additive, attend, attend_cached, left_padding_mask};
+use crate::attention::{additive, attend_cached};
 use crate::cache::Cache;
 use crate::choose::{Bans, choose};
 use crate::linear::linear;
 use crate::logps::wide;
-use crate::trunk::positions;
-use crate::{Decoder, Error, Result, Sampling};
+use crate::{Decoder, Error, Result, Sampling, positions};
 
 /// One completion.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +20,10 @@ pub struct Generated {
     /// Whether a token of `ends` was chosen.
     pub finished: bool,
 }
+
+/// Changes the scores of the next tokens: given states after the last norm [R, D] and logits [R, V], scores [R, V] to choose
+/// by, such as the log-probabilities of two heads together.
+pub type Guide<'a> = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// Completes each prompt, up to `batch` of them at a time, and returns the completions in the prompts'
 /// order.
@@ -40,6 +43,55 @@ pub fn generate(
     draw: &mut dyn FnMut(usize, usize) -> f32,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generated>> {
+    let settings = Settings {
+        sampling,
+        ends,
+        batch,
+        guide: None,
+    };
+    complete(decoder, prompts, &settings, draw, progress)
+}
+
+/// The same by the scores of a guide: they are filtered and drawn from like logits, and [`Generated::logps`] are their
+/// log-softmax.
+#[expect(clippy::too_many_arguments, reason = "those of `generate` and the guide")]
+pub fn generate_guided(
+    decoder: &Decoder,
+    guide: &Guide<'_>,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ends: &[u32],
+    batch: usize,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Generated>> {
+    let settings = Settings {
+        sampling,
+        ends,
+        batch,
+        guide: Some(guide),
+    };
+    complete(decoder, prompts, &settings, draw, progress)
+}
+
+/// What does not change from prompt to prompt.
+struct Settings<'a> {
+    sampling: &'a Sampling,
+    ends: &'a [u32],
+    batch: usize,
+    guide: Option<&'a Guide<'a>>,
+}
+
+fn complete(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    settings: &Settings<'_>,
+    draw: &mut dyn FnMut(usize, usize) -> f32,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Generated>> {
+    let &Settings {
+        sampling, ends, batch, ..
+    } = settings;
     check(decoder, prompts, sampling, ends, batch)?;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     // Longest first: what does not fit in memory fails at once.
@@ -53,7 +105,7 @@ pub fn generate(
     let mut done = 0;
     for members in order.chunks(batch) {
         no_grad(|| {
-            let mut group = Group::new(decoder, prompts, members, sampling, ends)?;
+            let mut group = Group::new(decoder, prompts, members, settings)?;
             group.run(&mut out, draw, &mut |n| {
                 done += n;
                 progress(done);
@@ -108,8 +160,7 @@ fn check(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, ends: &[u
 /// computes to no purpose, until enough have ended to make closing up worth its copies.
 struct Group<'a> {
     decoder: &'a Decoder,
-    sampling: &'a Sampling,
-    ends: &'a [u32],
+    settings: &'a Settings<'a>,
     embedding: Tensor,
     cache: Cache,
     /// The prompt of each row, none once it has ended.
@@ -125,13 +176,8 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// Runs the prompts themselves.
-    fn new(
-        decoder: &'a Decoder,
-        prompts: &[Vec<u32>],
-        members: &[usize],
-        sampling: &'a Sampling,
-        ends: &'a [u32],
-    ) -> Result<Self> {
+    fn new(decoder: &'a Decoder, prompts: &[Vec<u32>], members: &[usize], settings: &'a Settings<'a>) -> Result<Self> {
+        let sampling = settings.sampling;
         let trunk = &decoder.trunk;
         let width = members.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
         let (mut ids, mut real) = (Vec::new(), Vec::new());
@@ -146,15 +192,15 @@ impl<'a> Group<'a> {
         let real = Tensor::f_from_slice(&real)?.f_view([n, t])?.f_to(trunk.device())?;
         let new = sampling.max_new_tokens as i64;
         let mut cache = Cache::new(trunk, n, t + new)?;
-        let (rotation, sight) = if padded {
-            let sight = Sight::Masked(left_padding_mask(&real, trunk.kind()?)?);
-            (trunk.rope.at(&positions(&real)?, width)?, sight)
+        let place = if padded {
+            trunk.positions.at(&positions::count(&real)?, width)?
         } else {
-            (trunk.rope.first(width)?, Sight::Causal)
+            trunk.positions.first(width)?
         };
-        let x = trunk.run(&ids, &rotation, |layer, q, k, v| {
+        let sights = trunk.sights(padded.then_some(&real), width)?;
+        let x = trunk.run(&ids, &place, |layer, q, k, v| {
             let _ = cache.extend(layer, k, v)?;
-            attend(q, k, v, &sight)
+            trunk.attend(layer, q, k, v, &sights)
         })?;
         cache.advance(t);
         let mask = if padded {
@@ -166,8 +212,7 @@ impl<'a> Group<'a> {
         };
         Ok(Self {
             decoder,
-            sampling,
-            ends,
+            settings,
             embedding: decoder.output_embedding(),
             cache,
             rows: members.iter().copied().map(Some).collect(),
@@ -187,7 +232,7 @@ impl<'a> Group<'a> {
         // Log-probs stay on the device until the end; only tokens are needed at every step.
         let mut logps = Vec::new();
         let mut owners = Vec::new();
-        for step in 0..self.sampling.max_new_tokens {
+        for step in 0..self.settings.sampling.max_new_tokens {
             let (ids, chosen) = self.choose(out, step, draw)?;
             logps.push(chosen);
             owners.push(self.rows.clone());
@@ -225,9 +270,13 @@ impl<'a> Group<'a> {
     ) -> Result<(Tensor, Tensor)> {
         let state = self.decoder.trunk.finish(&self.last)?.f_squeeze_dim(1)?;
         let logits = wide(linear(&state, &self.embedding)?)?;
+        let logits = match self.settings.guide {
+            Some(guide) => guided(guide, &state, &logits)?,
+            None => logits,
+        };
         let mut bans = Bans {
-            everywhere: if step < self.sampling.min_new_tokens {
-                self.ends
+            everywhere: if step < self.settings.sampling.min_new_tokens {
+                self.settings.ends
             } else {
                 &[]
             },
@@ -239,11 +288,11 @@ impl<'a> Group<'a> {
                 uniforms.push(0.0);
                 continue;
             };
-            if let Some(n) = self.sampling.block_ngram {
+            if let Some(n) = self.settings.sampling.block_ngram {
                 bans.single
                     .extend(repeats(&out[prompt].ids, n).map(|token| (row as i64, i64::from(token))));
             }
-            if !self.sampling.greedy {
+            if !self.settings.sampling.greedy {
                 let u = draw(prompt, step);
                 if !(0.0..1.0).contains(&u) {
                     return Err(Error::input(
@@ -256,7 +305,7 @@ impl<'a> Group<'a> {
             }
         }
         let uniforms = Tensor::f_from_slice(&uniforms)?.f_to(logits.device())?;
-        choose(&logits, self.sampling, &bans, &uniforms)
+        choose(&logits, self.settings.sampling, &bans, &uniforms)
     }
 
     /// Writes the chosen tokens down; returns how many rows ended.
@@ -265,13 +314,13 @@ impl<'a> Group<'a> {
         let mut ended = 0;
         for (owner, id) in self.rows.iter_mut().zip(ids) {
             let Some(prompt) = *owner else { continue };
-            let finished = self.ends.iter().any(|&end| id == i64::from(end));
+            let finished = self.settings.ends.iter().any(|&end| id == i64::from(end));
             if finished {
                 out[prompt].finished = true;
             } else {
                 out[prompt].ids.push(id as u32);
             }
-            if finished || step + 1 == self.sampling.max_new_tokens {
+            if finished || step + 1 == self.settings.sampling.max_new_tokens {
                 *owner = None;
                 ended += 1;
             }
@@ -301,18 +350,32 @@ impl<'a> Group<'a> {
     /// Runs one new token [R, 1] per row.
     fn advance(&mut self, ids: &Tensor) -> Result<()> {
         let trunk = &self.decoder.trunk;
-        let rotation = trunk.rope.at(&self.position, self.longest)?;
+        let place = trunk.positions.at(&self.position, self.longest)?;
         let seen = self.cache.used() + 1;
         let mask = self.mask.as_ref().map(|m| m.f_narrow(3, 0, seen)).transpose()?;
         let cache = &self.cache;
-        self.last = trunk.run(ids, &rotation, |layer, q, k, v| {
+        self.last = trunk.run(ids, &place, |layer, q, k, v| {
             let (keys, values) = cache.extend(layer, k, v)?;
-            attend_cached(q, &keys, &values, mask.as_ref())
+            attend_cached(q, &keys, &values, mask.as_ref(), trunk.window(layer))
         })?;
         self.cache.advance(1);
         self.position = self.position.f_add_scalar(1)?;
         Ok(())
     }
+}
+
+fn guided(guide: &Guide<'_>, state: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    let scores = guide(state, logits).map_err(Error::Guide)?;
+    let (kind, wanted) = (scores.f_kind()?, logits.size());
+    if scores.size() != wanted || !matches!(kind, Kind::Float | Kind::Double) {
+        let got = format!("{:?} of {kind:?}", scores.size());
+        return Err(Error::input(
+            "scores of the guide",
+            format!("{wanted:?} of Float or Double"),
+            got,
+        ));
+    }
+    Ok(scores)
 }
 
 /// Tokens that would complete an n-gram that `ids` already hold.
@@ -357,8 +420,14 @@ mod tests {
         let decoder = Decoder::init_kind(&config, &mut rng, Device::Cpu, Kind::Double).unwrap();
         let mut sequences = vec![vec![1_u32, 2, 3], vec![4], vec![5, 6, 7, 8, 9]];
         let sampling = Sampling::new(8);
+        let settings = Settings {
+            sampling: &sampling,
+            ends: &[3],
+            batch: 3,
+            guide: None,
+        };
         let _guard = tch::no_grad_guard();
-        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &sampling, &[3]).unwrap();
+        let mut group = Group::new(&decoder, &sequences, &[0, 1, 2], &settings).unwrap();
         for step in 0..6 {
             let states = decoder.trunk.finish(&group.last).unwrap();
             for (row, owner) in group.rows.iter().enumerate() {

@@ -7,6 +7,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::arch::Architecture;
+use crate::decoder::CONFIG;
+use crate::fields::Fields;
+use crate::folder::file_in;
 use crate::{Config, Error, Result, files};
 
 /// No honest description is larger; a larger file is not read into memory.
@@ -14,51 +18,90 @@ const LARGEST_FILE: u64 = 1 << 20;
 
 /// Which model class a folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Architecture {
+pub(crate) enum ModelClass {
     CausalLm,
     SequenceClassification,
 }
 
-impl Architecture {
-    fn name(self) -> &'static str {
-        match self {
-            Self::CausalLm => "LlamaForCausalLM",
-            Self::SequenceClassification => "LlamaForSequenceClassification",
-        }
-    }
-}
-
-/// Fields that must be absent or have this value (or null), because another value means other maths.
-fn fixed() -> [(&'static str, Value); 15] {
+/// Fields of any architecture that must be absent or have this value (or null), because another value means
+/// other maths. Each architecture's file adds its own.
+fn fixed() -> [(&'static str, Value); 26] {
     [
-        ("model_type", json!("llama")),
-        ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
-        ("mlp_bias", json!(false)),
-        ("attention_dropout", json!(0.0)),
-        ("rope_scaling", Value::Null),
-        ("partial_rotary_factor", json!(1.0)),
-        ("sliding_window", Value::Null),
         ("quantization_config", Value::Null),
+        ("compression_config", Value::Null),
         ("add_cross_attention", json!(false)),
+        ("is_encoder_decoder", json!(false)),
+        ("pruned_heads", json!({})),
+        ("is_causal", json!(true)),
+        ("use_bidirectional_attention", json!(false)),
+        ("attention_chunk_size", Value::Null),
+        ("no_rope_layers", Value::Null),
+        ("alibi", json!(false)),
+        ("clip_qkv", Value::Null),
+        ("qk_layernorm", json!(false)),
+        ("use_qk_norm", json!(false)),
+        ("query_pre_attn_scalar", Value::Null),
+        ("attn_logit_softcapping", Value::Null),
         ("final_logit_softcapping", Value::Null),
         ("embedding_multiplier", json!(1.0)),
         ("residual_multiplier", json!(1.0)),
         ("attention_multiplier", Value::Null),
         ("logits_scaling", json!(1.0)),
+        ("logit_scale", Value::Null),
+        ("scale_emb", json!(1)),
+        ("scale_depth", Value::Null),
+        ("lm_head_bias", json!(false)),
+        ("num_local_experts", Value::Null),
+        ("num_experts", Value::Null),
     ]
 }
 
+/// Fields that matter in their authors' training or to other tools only: whatever they say is kept and written
+/// back, and nothing here reads them. Dropout is never applied. Fields that no list knows are kept in the same way.
+#[cfg(test)]
+pub(crate) const NO_EFFECT: [&str; 18] = [
+    "attention_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "hidden_dropout",
+    "classifier_dropout",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "n_ctx",
+    "use_cache",
+    "pretraining_tp",
+    "original_max_position_embeddings",
+    "output_attentions",
+    "transformers_version",
+];
+
 /// Reads and checks a description.
-pub(crate) fn read(path: &Path, wanted: Architecture) -> Result<Config> {
+pub(crate) fn read(dir: &Path, wanted: ModelClass) -> Result<Config> {
+    let map = read_object(dir, CONFIG)?;
+    let place = format!("`{}`", dir.join(CONFIG).display());
+    let config = parse(map, wanted).map_err(|what| Error::Config {
+        place: place.clone(),
+        what,
+    })?;
+    config.check_at(&place)?;
+    Ok(config)
+}
+
+/// Reads a JSON object of a description's size.
+pub(crate) fn read_object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = &file_in(dir, name)?;
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1)
         .read_to_end(&mut bytes)
         .map_err(Error::io("read", path))?;
-    let place = format!("`{}`", path.display());
     let broken = |what: String| Error::Config {
-        place: place.clone(),
+        place: format!("`{}`", path.display()),
         what,
     };
     if bytes.len() as u64 > LARGEST_FILE {
@@ -66,47 +109,28 @@ pub(crate) fn read(path: &Path, wanted: Architecture) -> Result<Config> {
             "larger than {LARGEST_FILE} bytes, not a model description"
         )));
     }
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))?;
-    let Value::Object(map) = value else {
-        return Err(broken("expected a JSON object".to_owned()));
-    };
-    let config = parse(map, wanted).map_err(broken)?;
-    config.check_at(&place)?;
-    Ok(config)
+    match serde_json::from_slice(&bytes).map_err(|e| broken(format!("not JSON: {e}")))? {
+        Value::Object(map) => Ok(map),
+        _ => Err(broken("expected a JSON object".to_owned())),
+    }
 }
 
 /// Writes a description that [`read`] and Hugging Face read back.
-pub(crate) fn write(path: &Path, config: &Config, architecture: Architecture, dtype: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, config: &Config, class: ModelClass, dtype: &str) -> Result<()> {
+    let form = config.architecture.form();
     let mut map = Map::new();
-    map.insert("architectures".to_owned(), json!([architecture.name()]));
-    let mut own = json!({
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "initializer_range": config.initializer_range,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "hidden_act": "silu",
-        "attention_bias": false,
-        "mlp_bias": false,
-        "torch_dtype": dtype,
-    });
-    if let Value::Object(own) = &mut own {
-        map.append(own);
-    }
-    if architecture == Architecture::SequenceClassification {
-        map.insert("num_labels".to_owned(), json!(1));
-    }
+    map.insert("architectures".to_owned(), json!([form.class_name(class)]));
+    map.insert("model_type".to_owned(), json!(form.model_type()));
+    map.append(&mut form.write(config));
+    map.insert("bos_token_id".to_owned(), json!(config.bos_token_id));
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [id] => json!(id),
+        ids => json!(ids),
+    };
+    map.insert("eos_token_id".to_owned(), eos);
+    map.insert("pad_token_id".to_owned(), json!(config.pad_token_id));
+    map.insert("torch_dtype".to_owned(), json!(dtype));
     for (name, value) in &config.other {
         map.entry(name.clone()).or_insert_with(|| value.clone());
     }
@@ -115,152 +139,87 @@ pub(crate) fn write(path: &Path, config: &Config, architecture: Architecture, dt
     files::write_atomic(path, |out| out.write_all(text.as_bytes()))
 }
 
-fn parse(mut map: Map<String, Value>, wanted: Architecture) -> Result<Config, String> {
-    architecture(&mut map, wanted)?;
-    for (name, only) in fixed() {
-        match map.remove(name) {
-            None | Some(Value::Null) if name != "model_type" => {}
-            Some(got) if same(&got, &only) => {}
-            None => return Err(format!("`{name}` is missing; expected {only}")),
-            Some(got) => return Err(format!("`{name}`: only {only} is supported, got {got}")),
-        }
-    }
-    let rope_theta = rope_theta(&mut map)?;
-    let hidden_size = size(&mut map, "hidden_size", None)?;
-    let num_attention_heads = size(&mut map, "num_attention_heads", None)?;
-    if num_attention_heads == 0 {
-        return Err("`num_attention_heads`: expected at least 1, got 0".to_owned());
-    }
-    let head_dim = size(&mut map, "head_dim", Some(0))?;
-    if head_dim == 0 && hidden_size % num_attention_heads != 0 {
-        return Err(format!(
-            "`num_attention_heads` {num_attention_heads} does not divide `hidden_size` {hidden_size}"
-        ));
-    }
-    let head_dim = if head_dim == 0 {
-        hidden_size / num_attention_heads
-    } else {
-        head_dim
+fn parse(map: Map<String, Value>, wanted: ModelClass) -> Result<Config, String> {
+    let mut fields = Fields::new(map);
+    let architecture = match fields.take("model_type") {
+        Some(Value::String(name)) => Architecture::named(&name).ok_or(Value::String(name)),
+        other => Err(other.unwrap_or_default()),
     };
-    // `torch_dtype` and `dtype` say how weights are stored; the weight file itself decides.
-    for name in ["torch_dtype", "dtype"] {
-        map.remove(name);
+    let architecture = architecture.map_err(|got| {
+        let names: Vec<_> = Architecture::all().iter().map(|a| a.form().model_type()).collect();
+        format!("`model_type`: expected one of {}, got {got}", names.join(", "))
+    })?;
+    let form = architecture.form();
+    class(&mut fields, form.class_name(wanted), wanted)?;
+    for (name, only) in fixed() {
+        fields.only(name, &only)?;
     }
-    Ok(Config {
-        vocab_size: size(&mut map, "vocab_size", None)?,
-        hidden_size,
-        intermediate_size: size(&mut map, "intermediate_size", None)?,
-        num_hidden_layers: size(&mut map, "num_hidden_layers", None)?,
-        num_attention_heads,
-        num_key_value_heads: size(&mut map, "num_key_value_heads", Some(num_attention_heads))?,
-        head_dim,
-        max_position_embeddings: size(&mut map, "max_position_embeddings", Some(2048))?,
-        rope_theta,
-        rms_norm_eps: number(&mut map, "rms_norm_eps", 1e-6)?,
-        tie_word_embeddings: flag(&mut map, "tie_word_embeddings", false)?,
-        initializer_range: number(&mut map, "initializer_range", 0.02)?,
-        bos_token_id: token(&mut map, "bos_token_id")?,
-        eos_token_id: token(&mut map, "eos_token_id")?,
-        pad_token_id: token(&mut map, "pad_token_id")?,
-        other: map,
-    })
+    let mut config = form.read(&mut fields)?;
+    // These say how weights are stored; the weight file itself decides.
+    for name in ["torch_dtype", "dtype"] {
+        let _ = fields.take(name);
+    }
+    config.other = fields.rest();
+    Ok(config)
 }
 
-fn architecture(map: &mut Map<String, Value>, wanted: Architecture) -> Result<(), String> {
-    if let Some(list) = map.remove("architectures").filter(|v| !v.is_null()) {
-        let names: Vec<&str> = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        if !names.contains(&wanted.name()) {
-            return Err(format!("`architectures`: expected `{}`, got {list}", wanted.name()));
+fn class(fields: &mut Fields, expected: &str, wanted: ModelClass) -> Result<(), String> {
+    if let Some(list) = fields.take("architectures") {
+        let mut names = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+        if !names.any(|name| name == expected) {
+            return Err(format!("`architectures`: expected `{expected}`, got {list}"));
         }
     }
-    let labels = map.remove("num_labels").filter(|v| !v.is_null());
-    if let Some(labels) = labels
-        && wanted == Architecture::SequenceClassification
-        && labels != json!(1)
-    {
-        return Err(format!("`num_labels`: only 1 is supported, got {labels}"));
+    if wanted == ModelClass::CausalLm {
+        // Says how many outputs another head had.
+        let _ = fields.take("num_labels");
     }
     Ok(())
 }
 
-/// The base of the rotary frequencies, in the old form or in that of newer files
-/// (`rope_parameters: {rope_type: default, rope_theta: …}`).
-fn rope_theta(map: &mut Map<String, Value>) -> Result<f64, String> {
-    let inner = match map.remove("rope_parameters") {
-        None | Some(Value::Null) => None,
-        Some(Value::Object(mut rope)) => {
-            let kind = rope.remove("rope_type").or_else(|| rope.remove("type"));
-            if let Some(kind) = kind.filter(|k| *k != json!("default")) {
-                return Err(format!(
-                    "`rope_parameters.rope_type`: only \"default\" is supported, got {kind}"
-                ));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(architecture: &Architecture) -> Map<String, Value> {
+        let size = crate::Size {
+            hidden_size: 16,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 2,
+        };
+        let config = Config {
+            architecture: architecture.clone(),
+            ..Config::new(&size, 30, 32)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(CONFIG);
+        write(&path, &config, ModelClass::CausalLm, "float32").unwrap();
+        assert_eq!(read(folder.path(), ModelClass::CausalLm).unwrap(), config);
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fields_without_effect_are_kept_and_those_with_one_are_refused() {
+        let mut checked = 0;
+        for architecture in Architecture::all() {
+            let good = small(&architecture);
+            for name in NO_EFFECT {
+                let mut map = good.clone();
+                map.insert(name.to_owned(), json!(0.25));
+                let config = parse(map, ModelClass::CausalLm).unwrap();
+                assert_eq!(config.other.get(name), Some(&json!(0.25)), "{name}");
+                checked += 1;
             }
-            let theta = rope.remove("rope_theta").filter(|v| !v.is_null());
-            if let Some((name, value)) = rope.iter().next() {
-                return Err(format!("`rope_parameters.{name}` is not supported, got {value}"));
+            for (name, _) in fixed() {
+                let mut map = good.clone();
+                map.insert(name.to_owned(), json!("other"));
+                let error = parse(map, ModelClass::CausalLm).unwrap_err();
+                assert!(error.contains(&format!("`{name}`: only ")), "{error}");
+                checked += 1;
             }
-            theta
         }
-        Some(other) => return Err(format!("`rope_parameters`: expected an object, got {other}")),
-    };
-    let outer = map.remove("rope_theta").filter(|v| !v.is_null());
-    match (outer, inner) {
-        (None, None) => Ok(10_000.0),
-        (Some(a), Some(b)) if !same(&a, &b) => Err(format!("`rope_theta` is {a} and `rope_parameters.rope_theta` {b}")),
-        (Some(theta), _) | (None, Some(theta)) => theta
-            .as_f64()
-            .ok_or_else(|| format!("`rope_theta`: expected a number, got {theta}")),
-    }
-}
-
-/// Equal, counting 0 and 0.0 as the same number.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a.as_f64(), b.as_f64()) {
-        (Some(a), Some(b)) => a.to_bits() == b.to_bits(),
-        _ => a == b,
-    }
-}
-
-fn size(map: &mut Map<String, Value>, name: &str, default: Option<usize>) -> Result<usize, String> {
-    match (map.remove(name).filter(|v| !v.is_null()), default) {
-        (None, Some(default)) => Ok(default),
-        (None, None) => Err(format!("`{name}` is missing")),
-        (Some(value), _) => value
-            .as_u64()
-            .and_then(|v| usize::try_from(v).ok())
-            .ok_or_else(|| format!("`{name}`: expected a whole number, got {value}")),
-    }
-}
-
-fn number(map: &mut Map<String, Value>, name: &str, default: f64) -> Result<f64, String> {
-    match map.remove(name).filter(|v| !v.is_null()) {
-        None => Ok(default),
-        Some(value) => value
-            .as_f64()
-            .ok_or_else(|| format!("`{name}`: expected a number, got {value}")),
-    }
-}
-
-fn flag(map: &mut Map<String, Value>, name: &str, default: bool) -> Result<bool, String> {
-    match map.remove(name).filter(|v| !v.is_null()) {
-        None => Ok(default),
-        Some(value) => value
-            .as_bool()
-            .ok_or_else(|| format!("`{name}`: expected true or false, got {value}")),
-    }
-}
-
-fn token(map: &mut Map<String, Value>, name: &str) -> Result<Option<u32>, String> {
-    match map.remove(name).filter(|v| !v.is_null()) {
-        None => Ok(None),
-        Some(value) => match value.as_u64().and_then(|v| u32::try_from(v).ok()) {
-            Some(id) => Ok(Some(id)),
-            None => Err(format!("`{name}`: expected one token id, got {value}")),
-        },
+        assert_eq!(checked, 5 * (18 + 26));
     }
 }

@@ -3,29 +3,51 @@
 use std::f64::consts::TAU;
 
 use rand::Rng;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::arch::{Initial, Spec};
+use crate::{Config, Error, Result};
+
+/// Initial values of one tensor.
+pub(crate) fn initial(config: &Config, spec: &Spec, rng: &mut impl Rng, kind: Kind) -> Result<Tensor> {
+    let narrower = match spec.initial {
+        Initial::One => return Ok(Tensor::f_ones(&spec.shape, (kind, Device::Cpu))?),
+        Initial::Zero => return Ok(Tensor::f_zeros(&spec.shape, (kind, Device::Cpu))?),
+        Initial::Uniform => {
+            let width = spec.shape.last().copied().unwrap_or(1);
+            return uniform(rng, &spec.shape, 1.0 / (width as f64).sqrt(), kind);
+        }
+        Initial::Normal => 1.0,
+        Initial::IntoResidual => (2.0 * config.num_hidden_layers as f64).sqrt(),
+    };
+    normal(rng, &spec.shape, config.initializer_range / narrower, kind)
+}
 
 /// A tensor of independent normal draws with mean zero. Draws are made in order in f64 and rounded, so
 /// one generator gives the same weights in every float kind.
 pub(crate) fn normal(rng: &mut impl Rng, shape: &[i64], std: f64, kind: Kind) -> Result<Tensor> {
-    let numel = shape
-        .iter()
-        .try_fold(1_i64, |n, &d| n.checked_mul(d))
-        .and_then(|n| usize::try_from(n).ok());
-    let Some(numel) = numel else {
-        return Err(Error::input(
-            "tensor shape",
-            "a product that fits",
-            format!("{shape:?}"),
-        ));
-    };
+    let numel = numel(shape)?;
     let flat = match kind {
         Kind::Double => Tensor::f_from_slice(&draws(rng, numel, |z| z * std))?,
         _ => Tensor::f_from_slice(&draws(rng, numel, |z| (z * std) as f32))?,
     };
     Ok(flat.f_to_kind(kind)?.f_reshape(shape)?)
+}
+
+/// The same for independent draws that are uniform in ±`bound`.
+fn uniform(rng: &mut impl Rng, shape: &[i64], bound: f64, kind: Kind) -> Result<Tensor> {
+    let halves = (1_u64 << 52) as f64;
+    let draw = |word: u64| bound * ((word >> 11) as f64 / halves - 1.0);
+    let flat: Vec<f64> = (0..numel(shape)?).map(|_| draw(rng.next_u64())).collect();
+    Ok(Tensor::f_from_slice(&flat)?.f_to_kind(kind)?.f_reshape(shape)?)
+}
+
+fn numel(shape: &[i64]) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1_i64, |n, &d| n.checked_mul(d))
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or_else(|| Error::input("tensor shape", "a product that fits", format!("{shape:?}")))
 }
 
 /// Box and Muller's transform: one word of the generator makes a pair.

@@ -7,13 +7,19 @@
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
-//! * [`SequenceClassifier`]: a decoder trunk with one score
+//! * [`SequenceClassifier`]: a decoder trunk with a score per label
+//! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`generate_guided()`]: sampling by their scores
+//! * [`LoraConfig`], [`Decoder::add_lora`]: low-rank adapters in PEFT's layout, on, off and merged
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
 
+mod activation;
+mod adapter;
+mod arch;
 mod attention;
+mod block;
 mod cache;
 mod choose;
 mod classifier;
@@ -21,24 +27,40 @@ mod config;
 mod decoder;
 pub mod device;
 mod error;
+mod fields;
 pub mod files;
+mod folder;
+mod frequencies;
 mod generate;
+mod heads;
 mod hf;
 mod init;
-mod layer;
 mod linear;
 mod logps;
+mod lora;
+mod low_rank;
+mod mlp;
+mod norm;
 mod params;
+mod peft;
+mod positions;
 mod rope;
 mod sampling;
+mod shards;
 mod trunk;
 pub mod weights;
 
+pub use activation::Activation;
+pub use arch::{Architecture, Gpt2, Llama, Mistral, Phi3, Qwen2};
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
-pub use generate::{Generated, generate};
+pub use folder::file_in;
+pub use frequencies::RopeScaling;
+pub use generate::{Generated, Guide, generate, generate_guided};
+pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
+pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use sampling::Sampling;

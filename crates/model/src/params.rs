@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use crate::low_rank::Adapter;
 use crate::{Error, Result};
 
 /// One tensor of a model.
@@ -37,6 +38,7 @@ impl Param {
 pub struct Params {
     entries: Vec<Param>,
     index: HashMap<String, usize>,
+    adapter: Option<Adapter>,
 }
 
 impl Params {
@@ -45,6 +47,7 @@ impl Params {
         let mut params = Self {
             entries: Vec::with_capacity(entries.len()),
             index: HashMap::with_capacity(entries.len()),
+            adapter: None,
         };
         entries
             .into_iter()
@@ -64,6 +67,33 @@ impl Params {
         let _ = value.f_set_requires_grad(trainable)?;
         self.entries.push(Param { name, value, trainable });
         Ok(())
+    }
+
+    /// What is known of the adapter among the tensors, where there is one.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Takes the tensors of an adapter over, after all others.
+    pub(crate) fn attach(&mut self, adapter: Adapter, tensors: Vec<(String, Tensor)>) -> Result<()> {
+        let device = self.entries.first().map_or(Device::Cpu, |p| p.value.device());
+        let moved = tensors
+            .into_iter()
+            .map(|(name, value)| Ok((name, value.f_to(device)?)))
+            .collect::<Result<Vec<_>>>()?;
+        moved
+            .into_iter()
+            .try_for_each(|(name, value)| self.push(name, value, true))?;
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    /// Drops the tensors of the adapter; they stand last.
+    pub(crate) fn detach(&mut self) {
+        let Some(adapter) = self.adapter.take() else { return };
+        self.entries.truncate(self.entries.len() - 2 * adapter.modules.len());
+        let kept = self.entries.len();
+        self.index.retain(|_, place| *place < kept);
     }
 
     /// Names and tensors in order, trained or not.
@@ -114,6 +144,12 @@ impl Params {
             }
         }
         Ok(())
+    }
+
+    /// The tensor of a name that must exist.
+    pub(crate) fn known(&self, name: &str) -> Result<&Tensor> {
+        self.get(name)
+            .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
     }
 
     /// A handle on the same tensor, for the module that computes with it.

@@ -1,17 +1,23 @@
-//! Rotary positions in the Hugging Face layout: coordinate i of a head turns with coordinate i + d/2.
+//! Rotary positions in the Hugging Face layout: coordinate i of a head turns with coordinate i + r/2, where r
+//! coordinates turn and the others stay.
 
 use std::cell::RefCell;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::frequencies::frequencies;
 use crate::{Config, Result};
 
 /// Cosines and sines of every position, made once and grown when a longer sequence comes.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    theta: f64,
-    head_dim: usize,
-    longest: usize,
+    config: Config,
+    /// How many coordinates of a head are to turn.
+    wanted: usize,
+    /// How many do, in pairs (r).
+    dim: usize,
+    /// The kind that angles are computed in.
+    inside: Kind,
     kind: Kind,
     device: Device,
     table: RefCell<Option<Table>>,
@@ -20,44 +26,62 @@ pub(crate) struct Rope {
 #[derive(Debug)]
 struct Table {
     positions: usize,
-    /// [positions, head_dim]; both halves alike.
+    /// [positions, r]; both halves alike.
     cos: Tensor,
-    /// [positions, head_dim]; the first half negated, so that turning needs no negation.
+    /// [positions, r]; the first half negated, so that turning needs no negation.
     sin: Tensor,
 }
 
-/// The angles of one batch, shaped to broadcast over [B, T, heads, head_dim].
+/// The angles of one batch, shaped to broadcast over [B, T, heads, r].
 #[derive(Debug)]
 pub(crate) struct Rotation {
     cos: Tensor,
     sin: Tensor,
-    half: i64,
+    dim: i64,
 }
 
 impl Rotation {
-    /// Turns each head of x [B, T, heads, head_dim] by its position.
+    /// Turns each head of x [B, T, heads, d] by its position.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let swapped = x.f_roll([self.half], [-1])?;
+        let rest = x.size().last().copied().unwrap_or(0) - self.dim;
+        if rest == 0 {
+            return self.turn(x);
+        }
+        let turned = self.turn(&x.f_narrow(-1, 0, self.dim)?)?;
+        Ok(Tensor::f_cat(&[turned, x.f_narrow(-1, self.dim, rest)?], -1)?)
+    }
+
+    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+        let swapped = x.f_roll([self.dim / 2], [-1])?;
         Ok(x.f_mul(&self.cos)?.f_addcmul(&swapped, &self.sin)?)
     }
 }
 
 impl Rope {
-    pub(crate) fn new(config: &Config, kind: Kind, device: Device) -> Self {
+    /// Positions that turn the first `dim` coordinates of each head. Angles are computed in f64 and rounded once:
+    /// the products of transformers, which are f32, are off by 3e-5 at position 500.
+    pub(crate) fn new(config: &Config, dim: usize, kind: Kind, device: Device) -> Self {
         Self {
-            theta: config.rope_theta,
-            head_dim: config.head_dim,
-            longest: config.max_position_embeddings,
+            config: config.clone(),
+            wanted: dim,
+            dim: dim.next_multiple_of(2),
+            inside: Kind::Double,
             kind,
             device,
             table: RefCell::new(None),
         }
     }
 
+    /// Computes angles, cosines and sines in f32, as transformers does even for f64.
+    pub(crate) fn round_to_f32(&mut self) {
+        self.inside = Kind::Float;
+        self.table = RefCell::new(None);
+    }
+
     /// Positions 0 to `n` - 1, the same in every row.
     pub(crate) fn first(&self, n: usize) -> Result<Rotation> {
         self.with_table(n, |table| {
-            let shape = [1, n as i64, 1, self.head_dim as i64];
+            let shape = [1, n as i64, 1, self.dim as i64];
             let of = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, 0, n as i64)?.f_view(shape)?) };
             Ok(self.rotation(of(&table.cos)?, of(&table.sin)?))
         })
@@ -68,7 +92,7 @@ impl Rope {
         let (b, t) = positions.size2()?;
         let flat = positions.f_reshape([-1])?;
         self.with_table(n, |table| {
-            let shape = [b, t, 1, self.head_dim as i64];
+            let shape = [b, t, 1, self.dim as i64];
             let of = |t: &Tensor| -> Result<Tensor> { Ok(t.f_index_select(0, &flat)?.f_view(shape)?) };
             Ok(self.rotation(of(&table.cos)?, of(&table.sin)?))
         })
@@ -78,7 +102,7 @@ impl Rope {
         Rotation {
             cos,
             sin,
-            half: self.head_dim as i64 / 2,
+            dim: self.dim as i64,
         }
     }
 
@@ -86,38 +110,30 @@ impl Rope {
         let mut slot = self.table.borrow_mut();
         let table = match slot.take() {
             Some(table) if table.positions >= n => table,
-            _ => self.make(n.next_power_of_two().max(64).min(self.longest.max(n)))?,
+            _ => {
+                let longest = self.config.max_position_embeddings;
+                self.make(n.next_power_of_two().max(64).min(longest.max(n)))?
+            }
         };
         read(slot.insert(table))
     }
 
-    /// Angles in f64, rounded once.
     fn make(&self, positions: usize) -> Result<Table> {
-        let half = self.head_dim / 2;
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64))
-            .collect();
-        let mut cos = vec![0.0; positions * self.head_dim];
-        let mut sin = cos.clone();
-        for position in 0..positions {
-            let row = position * self.head_dim;
-            for (i, frequency) in frequencies.iter().enumerate() {
-                let (s, c) = (position as f64 * frequency).sin_cos();
-                (cos[row + i], cos[row + half + i]) = (c, c);
-                (sin[row + i], sin[row + half + i]) = (-s, s);
-            }
-        }
-        let tensor = |values: &[f64]| -> Result<Tensor> {
-            let shape = [positions as i64, self.head_dim as i64];
-            Ok(Tensor::f_from_slice(values)?
-                .f_view(shape)?
-                .f_to_kind(self.kind)?
-                .f_to(self.device)?)
+        let frequencies = frequencies(&self.config, self.wanted, self.inside)?;
+        let angles = Tensor::f_arange(positions as i64, (Kind::Int64, Device::Cpu))?
+            .f_to_kind(self.inside)?
+            .f_unsqueeze(1)?
+            .f_mul(&frequencies)?;
+        let factor = self.config.rope_scaling.attention_factor();
+        let cos = angles.f_cos()?.f_mul_scalar(factor)?;
+        let sin = angles.f_sin()?.f_mul_scalar(factor)?;
+        let table = |halves: [&Tensor; 2]| -> Result<Tensor> {
+            Ok(Tensor::f_cat(&halves, 1)?.f_to_kind(self.kind)?.f_to(self.device)?)
         };
         Ok(Table {
             positions,
-            cos: tensor(&cos)?,
-            sin: tensor(&sin)?,
+            cos: table([&cos, &cos])?,
+            sin: table([&sin.f_neg()?, &sin])?,
         })
     }
 }

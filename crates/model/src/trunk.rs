@@ -1,74 +1,64 @@
 //! Embedding, blocks and final norm: what decoder and classifier share.
 
-use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Sight, attend, left_padding_mask};
-use crate::layer::{Layer, rms_norm};
-use crate::rope::{Rope, Rotation};
-use crate::{Config, Error, Params, Result, init};
+use crate::attention::{Sight, attend, attend_with_f32_softmax};
+use crate::block::Block;
+use crate::linear::{Linear, LinearShape};
+use crate::norm::Norm;
+use crate::positions::{self, Place, Positions};
+use crate::{Config, Error, Params, Result};
 
 /// Handles on the trunk's weights, and the tables of its positions.
 #[derive(Debug)]
 pub(crate) struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    pub(crate) rope: Rope,
+    blocks: Vec<Block>,
+    /// Every linear map of the blocks, in their order.
+    pub(crate) linear: Vec<LinearShape>,
+    norm: Norm,
+    pub(crate) positions: Positions,
+    /// What each block's window is; none where it sees everything before it.
+    windows: Vec<Option<i64>>,
+    f32_softmax: bool,
 }
 
-/// Name and shape of every tensor of a trunk, in the model's order.
-pub(crate) fn expected(config: &Config) -> Vec<(String, Vec<i64>)> {
-    let dim = |n: usize| n as i64;
-    let (d, ff) = (dim(config.hidden_size), dim(config.intermediate_size));
-    let q = dim(config.num_attention_heads * config.head_dim);
-    let kv = dim(config.num_key_value_heads * config.head_dim);
-    let mut list = vec![("model.embed_tokens.weight".to_owned(), vec![dim(config.vocab_size), d])];
-    for i in 0..config.num_hidden_layers {
-        let mut add = |name: &str, shape: Vec<i64>| list.push((format!("model.layers.{i}.{name}.weight"), shape));
-        add("input_layernorm", vec![d]);
-        add("self_attn.q_proj", vec![q, d]);
-        add("self_attn.k_proj", vec![kv, d]);
-        add("self_attn.v_proj", vec![kv, d]);
-        add("self_attn.o_proj", vec![d, q]);
-        add("post_attention_layernorm", vec![d]);
-        add("mlp.gate_proj", vec![ff, d]);
-        add("mlp.up_proj", vec![ff, d]);
-        add("mlp.down_proj", vec![d, ff]);
-    }
-    list.push(("model.norm.weight".to_owned(), vec![d]));
-    list
+/// What the blocks of one batch see.
+#[derive(Debug)]
+pub(crate) struct Sights {
+    all: Sight,
+    /// Of blocks with a window.
+    near: Option<Sight>,
 }
 
-/// Initial values of one tensor: norms at 1, projections that write into the residual stream narrower by
-/// 1/√(2L), everything else normal with the config's spread.
-pub(crate) fn initial(config: &Config, name: &str, shape: &[i64], rng: &mut impl Rng, kind: Kind) -> Result<Tensor> {
-    if shape.len() == 1 {
-        return Ok(Tensor::f_ones(shape, (kind, Device::Cpu))?);
-    }
-    let into_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-    let narrower = if into_residual {
-        (2.0 * config.num_hidden_layers as f64).sqrt()
-    } else {
-        1.0
-    };
-    init::normal(rng, shape, config.initializer_range / narrower, kind)
+/// The number of its block with each linear map.
+fn linear_maps(blocks: &mut [Block]) -> impl Iterator<Item = (usize, &mut Linear)> {
+    blocks.iter_mut().enumerate().flat_map(|(i, block)| {
+        let maps = block.attention.linear_maps().into_iter().chain(block.mlp.linear_maps());
+        maps.map(move |map| (i, map))
+    })
 }
 
 impl Trunk {
     pub(crate) fn new(config: &Config, params: &Params) -> Result<Self> {
-        let embedding = params.shared("model.embed_tokens.weight")?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::new(config, params, i))
-            .collect::<Result<_>>()?;
-        let rope = Rope::new(config, embedding.f_kind()?, embedding.device());
+        let form = config.architecture.form();
+        let embedding = params.shared(form.embedding())?;
+        let mut blocks = (0..config.num_hidden_layers)
+            .map(|i| form.block(config, params, i))
+            .collect::<Result<Vec<_>>>()?;
+        let linear = linear_maps(&mut blocks).map(|(i, map)| map.shape(i));
         Ok(Self {
             config: config.clone(),
+            linear: linear.collect::<Result<_>>()?,
+            blocks,
+            norm: form.final_norm(config, params)?,
+            positions: form.positions(config, params)?,
+            windows: (0..config.num_hidden_layers)
+                .map(|i| form.window(config, i).map(|n| n as i64))
+                .collect(),
+            f32_softmax: false,
             embedding,
-            layers,
-            norm: params.shared("model.norm.weight")?,
-            rope,
         })
     }
 
@@ -80,15 +70,36 @@ impl Trunk {
         self.embedding.device()
     }
 
-    pub(crate) fn n_layers(&self) -> usize {
-        self.layers.len()
+    pub(crate) fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Takes up the adapter that the parameters hold, or drops the one that they no longer hold.
+    pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
+        linear_maps(&mut self.blocks).try_for_each(|(_, map)| map.readapt(params))
+    }
+
+    /// Rounds norms and angles to f32, and the softmax of attention when asked: see
+    /// [`crate::Decoder::rounded_like_transformers`].
+    pub(crate) fn round_to_f32(&mut self, softmax: bool) {
+        let norms = self
+            .blocks
+            .iter_mut()
+            .flat_map(|b| [&mut b.before_attention, &mut b.before_mlp]);
+        norms.chain([&mut self.norm]).for_each(Norm::round_to_f32);
+        if let Positions::Rotary(rope) = &mut self.positions {
+            rope.round_to_f32();
+            // Architectures with learned positions keep their kind in the softmax too.
+            self.f32_softmax = softmax;
+        }
     }
 
     /// Right-padded ids [B, T] → final states [B, T, D].
     pub(crate) fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let (ids, _, width) = self.checked(ids)?;
-        let rotation = self.rope.first(width)?;
-        let x = self.run(&ids, &rotation, |_, q, k, v| attend(q, k, v, &Sight::Causal))?;
+        let place = self.positions.first(width)?;
+        let sights = self.sights(None, width)?;
+        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
     }
 
@@ -106,30 +117,67 @@ impl Trunk {
             ));
         }
         let real = real.f_to(self.device())?;
-        let positions = positions(&real)?;
-        let sight = Sight::Masked(left_padding_mask(&real, self.kind()?)?);
-        let rotation = self.rope.at(&positions, width)?;
-        let x = self.run(&ids, &rotation, |_, q, k, v| attend(q, k, v, &sight))?;
+        let place = self.positions.at(&positions::count(&real)?, width)?;
+        let sights = self.sights(Some(&real), width)?;
+        let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
     }
 
-    /// All blocks; `attend` is handed the block's number.
+    /// What `width` positions see in each block; real [B, T] is true where a token counts.
+    pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
+        let (width, options) = (width as i64, (self.kind()?, self.device()));
+        let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        Ok(Sights {
+            all: Sight::new(real, width, None, options)?,
+            near: window
+                .map(|&window| Sight::new(real, width, Some(window), options))
+                .transpose()?,
+        })
+    }
+
+    /// Attention of block `i` over the whole batch: q [B, T, H, d], k and v [B, T, G, d] → [B, T, H·d].
+    pub(crate) fn attend(&self, i: usize, q: &Tensor, k: &Tensor, v: &Tensor, sights: &Sights) -> Result<Tensor> {
+        let sight = match &sights.near {
+            Some(near) if self.windows[i].is_some() => near,
+            _ => &sights.all,
+        };
+        if self.f32_softmax {
+            return attend_with_f32_softmax(q, k, v, sight);
+        }
+        attend(q, k, v, sight)
+    }
+
+    /// The window of block `i`.
+    pub(crate) fn window(&self, i: usize) -> Option<i64> {
+        self.windows[i]
+    }
+
+    /// Ids [B, T] → embedding, all blocks [B, T, D]; `attend` is handed the block's number.
     pub(crate) fn run(
         &self,
         ids: &Tensor,
-        rotation: &Rotation,
+        place: &Place,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, rotation, |q, k, v| attend(i, q, k, v))?;
+        let mut x = self.embed(ids, place)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, place, |q, k, v| attend(i, q, k, v))?;
         }
         Ok(x)
     }
 
+    /// What the first block sees, [B, T, D].
+    fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
+        let padding = match self.config.pad_token_id {
+            Some(pad) if self.config.architecture.form().padding_is_not_trained() => i64::from(pad),
+            _ => -1,
+        };
+        place.embed(Tensor::f_embedding(&self.embedding, ids, padding, false, false)?)
+    }
+
     /// The final norm.
     pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+        self.norm.forward(x)
     }
 
     /// Ids on this device, their rows and width; refuses what the embedding or the positions cannot hold.
@@ -162,9 +210,4 @@ impl Trunk {
         }
         Ok((ids.f_to(self.device())?, rows as usize, width as usize))
     }
-}
-
-/// How many real tokens stand before each; 0 at padding on the left.
-pub(crate) fn positions(real: &Tensor) -> Result<Tensor> {
-    Ok(real.f_cumsum(-1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?)
 }

@@ -49,7 +49,7 @@ fn naive_logits(config: &Config, params: &Params, ids: &[i64]) -> Matrix {
         let get = |name: &str| matrix(params, &format!("model.layers.{layer}.{name}.weight"));
         let before: Matrix = x
             .iter()
-            .map(|x| norm(x, &get("input_layernorm"), config.rms_norm_eps))
+            .map(|x| norm(x, &get("input_layernorm"), config.norm_eps))
             .collect();
         let mut q: Matrix = before.iter().map(|x| times(&get("self_attn.q_proj"), x)).collect();
         let mut k: Matrix = before.iter().map(|x| times(&get("self_attn.k_proj"), x)).collect();
@@ -75,7 +75,7 @@ fn naive_logits(config: &Config, params: &Params, ids: &[i64]) -> Matrix {
             }
             let out = times(&get("self_attn.o_proj"), &mixed);
             x[t].iter_mut().zip(out).for_each(|(x, o)| *x += o);
-            let inner = norm(&x[t], &get("post_attention_layernorm"), config.rms_norm_eps);
+            let inner = norm(&x[t], &get("post_attention_layernorm"), config.norm_eps);
             let up = times(&get("mlp.up_proj"), &inner);
             let gate = times(&get("mlp.gate_proj"), &inner);
             let gated: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
@@ -90,7 +90,7 @@ fn naive_logits(config: &Config, params: &Params, ids: &[i64]) -> Matrix {
     };
     let last = matrix(params, "model.norm.weight");
     x.iter()
-        .map(|x| times(&head, &norm(x, &last, config.rms_norm_eps)))
+        .map(|x| times(&head, &norm(x, &last, config.norm_eps)))
         .collect()
 }
 

@@ -1,4 +1,4 @@
-//! Fetched datasets on disk: whole or absent, and checked each time they are read.
+//! Fetched datasets and models on disk: whole or absent, and checked each time they are asked for.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) fn check_file(path: &Path, expected: &str, advice: String) -> Result<
     })
 }
 
-/// Checks every file of a dataset in the cache.
+/// Checks every file of a dataset or model in the cache.
 ///
 /// The recorded digest decides; where a commit stands for the content, the digest noted after the
 /// commit was checked.

@@ -9,9 +9,9 @@ use super::{File, Upstream};
 use crate::error::{Error, Result};
 
 /// Success, or in words what was tried and how it failed.
-type Tried = std::result::Result<(), String>;
+pub(super) type Tried = std::result::Result<(), String>;
 
-/// Puts the files of a dataset into `into`; `temporary` is for everything else.
+/// Puts the files of a dataset or model into `into`; `temporary` is for everything else.
 pub(super) fn fetch(
     upstream: &Upstream,
     files: &[File],
@@ -19,13 +19,7 @@ pub(super) fn fetch(
     into: &Path,
     environment: &[(OsString, OsString)],
 ) -> Result<Tried> {
-    let command = |program: &str| {
-        let mut command = Command::new(program);
-        command
-            .envs(environment.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::null());
-        command
-    };
+    let command = |program: &str| command(program, environment);
     match upstream {
         Upstream::Git { url, commit, folder } => {
             let repository = temporary.join("repository");
@@ -128,7 +122,17 @@ pub(super) fn fetch(
     }
 }
 
-fn run(command: &mut Command, shown: &str) -> Tried {
+/// A program that is asked nothing.
+pub(super) fn command(program: &str, environment: &[(OsString, OsString)]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .envs(environment.iter().map(|(k, v)| (k, v)))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end; `shown` stands for it in the words about a failure.
+pub(super) fn run(command: &mut Command, shown: &str) -> Tried {
     finished(command.stderr(Stdio::piped()).spawn(), shown).map(drop)
 }
 
@@ -142,7 +146,11 @@ fn finished(spawned: std::io::Result<std::process::Child>, shown: &str) -> std::
     if ended.status.success() {
         return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&ended.stderr);
+    Err(failed(shown, &String::from_utf8_lossy(&ended.stderr)))
+}
+
+/// A failure in the last words of the command, where the reason stands.
+pub(super) fn failed(shown: &str, said: &str) -> String {
     let last = said.lines().rev().map(str::trim).find(|l| !l.is_empty());
-    Err(format!("`{shown}` failed: {}", last.unwrap_or("without a message")))
+    format!("`{shown}` failed: {}", last.unwrap_or("without a message"))
 }

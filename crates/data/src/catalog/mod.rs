@@ -1,6 +1,6 @@
-//! Datasets known by name: where they come from, how they are checked and read.
+//! Datasets and [`models`] known by name: where they come from, how they are checked and read.
 //!
-//! A dataset is looked for in a mirror folder, then in the local cache, then at its public source,
+//! Either is looked for in a mirror folder, then in the local cache, then at its public source,
 //! from which it is put into the cache. Nothing is read whose content is not the recorded one, and
 //! nothing is replaced by something else.
 
@@ -8,6 +8,7 @@ mod cache;
 mod chitchat;
 mod diasafety;
 mod fetch;
+pub mod models;
 mod places;
 
 use std::path::{Path, PathBuf};
@@ -45,15 +46,15 @@ pub struct Dataset {
     read: fn(&Path, Form) -> Result<Converted>,
 }
 
-/// A file of a dataset and its recorded SHA-256.
-#[derive(Debug)]
+/// A file of a dataset or model and its recorded SHA-256.
+#[derive(Clone, Copy, Debug)]
 struct File {
     name: &'static str,
     /// Absent where the commit identifies the content instead.
     sha256: Option<&'static str>,
 }
 
-/// Where a dataset is published.
+/// Where a dataset or model is published.
 #[derive(Clone, Copy, Debug)]
 enum Upstream {
     /// In a git repository. The commit is itself a hash of all content.
@@ -123,7 +124,8 @@ pub fn find(name: &str) -> Result<&'static Dataset> {
     DATASETS
         .into_iter()
         .find(|d| d.name == name)
-        .ok_or_else(|| Error::UnknownDataset {
+        .ok_or_else(|| Error::UnknownName {
+            kind: "dataset",
             got: name.to_owned(),
             known: DATASETS.iter().map(|d| d.name.to_owned()).collect(),
             nearest: nearest(name, DATASETS.iter().map(|d| d.name)),
@@ -181,17 +183,13 @@ impl Dataset {
 
     /// The folder with checked files, fetched if need be.
     fn locate(&self, places: &Places) -> Result<(Origin, Form)> {
-        let mirror = match self.in_mirror(places.mirror.as_deref())? {
+        let mirror = match in_mirror(self.name, self.mirror, places.mirror.as_deref())? {
             Ok(folder) => return Ok((Origin::Mirror(folder), Form::Mirror)),
             Err(why) => why,
         };
+        let nowhere = |cache: String, source_tried: String| nowhere("dataset", self.name, mirror, cache, source_tried);
         let Some(cache) = &places.cache else {
-            return Err(Error::Unavailable {
-                name: self.name,
-                mirror,
-                cache: "no folder: neither XDG_CACHE_HOME nor HOME is set".to_owned(),
-                source_tried: "not tried, because there is no cache to put it into".to_owned(),
-            });
+            return Err(nowhere(NO_CACHE.to_owned(), NOTHING_TO_FILL.to_owned()));
         };
         let folder = cache.join(format!("{}-{}", self.name, self.version));
         if folder.exists() {
@@ -203,37 +201,47 @@ impl Dataset {
         })?;
         match fetched {
             Ok(()) => Ok((Origin::Source(folder), Form::Published)),
-            Err(source_tried) => Err(Error::Unavailable {
-                name: self.name,
-                mirror,
-                cache: format!("`{}` does not exist", folder.display()),
-                source_tried,
-            }),
+            Err(source_tried) => Err(nowhere(absent(&folder), source_tried)),
         }
     }
+}
 
-    /// The checked folder of the mirror, or why there is none.
-    fn in_mirror(&self, mirror: Option<&Path>) -> Result<std::result::Result<PathBuf, String>> {
-        let Some(mirror) = mirror else {
-            return Ok(Err("UNSAY_DATA_MIRROR is not set".to_owned()));
-        };
-        let folder = mirror.join(self.name);
-        if let Some(absent) = self
-            .mirror
-            .iter()
-            .map(|f| folder.join(f.name))
-            .find(|path| !path.exists())
-        {
-            return Ok(Err(format!("`{}` does not exist", absent.display())));
-        }
-        for file in self.mirror {
-            if let Some(expected) = file.sha256 {
-                let advice = "restore the file, or set UNSAY_DATA_MIRROR to another folder";
-                cache::check_file(&folder.join(file.name), expected, advice.to_owned())?;
-            }
-        }
-        Ok(Ok(folder))
+const NO_CACHE: &str = "no folder: neither XDG_CACHE_HOME nor HOME is set";
+const NOTHING_TO_FILL: &str = "not tried, because there is no cache to put it into";
+const RESTORE: &str = "restore the file, or set UNSAY_DATA_MIRROR to another folder";
+
+fn absent(path: &Path) -> String {
+    format!("`{}` does not exist", path.display())
+}
+
+fn nowhere(kind: &'static str, name: &'static str, mirror: String, cache: String, source_tried: String) -> Error {
+    let advice = format!("connect to the network once, or set UNSAY_DATA_MIRROR to a folder that holds `{name}`");
+    Error::Unavailable {
+        kind,
+        name,
+        mirror,
+        cache,
+        source_tried,
+        advice: advice.into(),
     }
+}
+
+/// The folder of the mirror with all these files, checked; or why there is none.
+fn in_mirror(name: &str, files: &[File], mirror: Option<&Path>) -> Result<std::result::Result<PathBuf, String>> {
+    let Some(mirror) = mirror else {
+        return Ok(Err("UNSAY_DATA_MIRROR is not set".to_owned()));
+    };
+    let folder = mirror.join(name);
+    let mut paths = files.iter().map(|f| folder.join(f.name));
+    if let Some(missing) = paths.find(|path| !path.exists()) {
+        return Ok(Err(absent(&missing)));
+    }
+    for file in files {
+        if let Some(expected) = file.sha256 {
+            cache::check_file(&folder.join(file.name), expected, RESTORE.to_owned())?;
+        }
+    }
+    Ok(Ok(folder))
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! Where datasets are looked for on this machine.
+//! Where datasets and models are looked for on this machine.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The folders in which datasets are looked for.
+/// The folders in which datasets and models are looked for.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
-    /// A folder with one folder per dataset, never written to.
+    /// A folder with one folder per dataset or model, never written to.
     pub mirror: Option<PathBuf>,
-    /// The folder into which datasets are fetched.
+    /// The folder into which datasets and models are fetched.
     pub cache: Option<PathBuf>,
     /// Variables set for the commands that fetch, beside those of this process.
     pub(super) environment: Vec<(OsString, OsString)>,

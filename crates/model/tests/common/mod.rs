@@ -4,7 +4,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use unsay_model::{Config, Decoder, Size};
 
 /// (heads, key/value heads, head width, layers, tied)
@@ -42,4 +42,13 @@ pub(crate) fn decoder(config: &Config, seed: u64, kind: Kind) -> Decoder {
 pub(crate) fn random_ids(n: usize, vocab: usize, seed: u64) -> Vec<i64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| rng.random_range(0..vocab as i64)).collect()
+}
+
+/// Numbers between -1 and 1, in f64.
+pub(crate) fn random(shape: &[i64], seed: u64) -> Tensor {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f64> = (0..shape.iter().product())
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    Tensor::from_slice(&values).view(shape)
 }

@@ -51,7 +51,7 @@ fn a_gradient_that_is_not_finite_names_its_parameter() {
     // All states are zero, and every norm multiplies the gradient by 1e19 on its way back.
     tch::set_num_threads(1);
     let mut config = config();
-    (config.tie_word_embeddings, config.rms_norm_eps) = (false, 1e-38);
+    (config.tie_word_embeddings, config.norm_eps) = (false, 1e-38);
     let decoder = Decoder::init(&config, &mut stream(5, "init", 0), Device::Cpu).unwrap();
     let embedding = decoder.params().get("model.embed_tokens.weight").unwrap();
     tch::no_grad(|| drop(embedding.shallow_clone().zero_()));
