@@ -472,7 +472,7 @@ fn messages_keep_their_roles() {
     ];
     let earlier = [Message::new("system", "be\nkind"), Message::new("user", " q ")];
     for row in &rows {
-        let found = read_file(folder.file("rows.jsonl", row), None, "train").unwrap();
+        let found = read_file(&folder.file("rows.jsonl", row), None, "train").unwrap();
         assert_eq!(found[0].messages[..2], earlier, "{row}");
         assert_eq!(found[0].messages[2..], [Message::new("assistant", "a\nb")]);
         assert_eq!(found[0].prompt_messages(), earlier);
@@ -483,11 +483,11 @@ fn messages_keep_their_roles() {
         write_examples(folder.path("again.jsonl"), &found).unwrap();
         assert_eq!(read_examples(folder.path("again.jsonl")).unwrap(), found);
     }
-    let pair = read_file(folder.file("rows.jsonl", &rows[3]), None, "train").unwrap();
+    let pair = read_file(&folder.file("rows.jsonl", &rows[3]), None, "train").unwrap();
     assert_eq!(pair[1].messages, pair[0].messages_with("c"));
     // Without roles nothing is added to what is stored.
     let plain = read_file(
-        folder.file("rows.jsonl", r#"{"prompt": "a\nb", "completion": "c"}"#),
+        &folder.file("rows.jsonl", r#"{"prompt": "a\nb", "completion": "c"}"#),
         None,
         "train",
     );

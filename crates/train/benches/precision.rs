@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use tch::Device;
-use unsay_data::{Encoded, Label, stream};
+use unsay_data::{Encoded, Label, Span, stream};
 use unsay_losses::token::Loss;
 use unsay_model::{Config, Decoder, Precision, Size, Trained};
 use unsay_train::{Examples, Fit, LanguageObjective, PrefixStates, Settings, Source};
@@ -59,7 +59,11 @@ fn source(n: usize, length: usize, vocab: usize) -> Source {
         ids: (0..length)
             .map(|at| (4 + (example * 31 + at * at * 17 + at) % (vocab - 4)) as u32)
             .collect(),
-        completion_start: 1,
+        spans: vec![Span {
+            start: 1,
+            end: length,
+            ended: false,
+        }],
         label: Label::Unlabelled,
         example,
     };

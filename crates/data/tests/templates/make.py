@@ -154,8 +154,10 @@ def main(source, target):
         own = path.with_suffix(".json")
         variables = json.loads(own.read_text(encoding="utf-8")) if own.exists() else VARIABLES
         found = {"template": template, "variables": variables, "cases": list(rendered(template, variables))}
-        text = json.dumps(found, ensure_ascii=False, indent=1)
-        (target / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
+        head = json.dumps({"template": template, "variables": variables}, ensure_ascii=False)[:-1]
+        lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in found["cases"])
+        text = f'{head}, "cases": [\n{lines}\n]}}\n'
+        (target / f"{path.stem}.json").write_text(text, encoding="utf-8")
         count += len(found["cases"])
         texts = sum("text" in case for case in found["cases"])
         print(f"{path.stem}: {texts} texts of {len(found['cases'])} conversations")
