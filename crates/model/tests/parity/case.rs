@@ -88,6 +88,22 @@ impl Case {
         }
     }
 
+    /// Whether any place is none of a real token.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.real.all().int64_value(&[]) == 0
+    }
+
+    /// Whether a label stands right after padding, so that the loss sees what padding computes.
+    pub(crate) fn padding_predicts(&self) -> bool {
+        let Some(labels) = &self.labels else {
+            return false;
+        };
+        let last = labels.size()[1] - 1;
+        let padding = self.real.narrow(1, 0, last).logical_not();
+        let labelled = labels.narrow(1, 1, last).ne(-100);
+        padding.logical_and(&labelled).any().int64_value(&[]) == 1
+    }
+
     /// The real tokens of each row.
     pub(crate) fn prompts(&self) -> Vec<Vec<u32>> {
         let row = |row| {
