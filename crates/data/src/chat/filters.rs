@@ -42,6 +42,8 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("title", title);
     environment.add_filter("capitalize", |text: String| methods::capitalize(&text));
     environment.add_filter("list", list);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     environment.add_filter("string", budget::text);
     environment.remove_filter("pprint");
     // Python takes text and mappings for sequences too.
@@ -164,6 +166,15 @@ fn title(text: String) -> String {
         inside = !(methods::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<'));
     }
     out
+}
+
+/// Jinja's `length`: what is undefined has none.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let refused = || refused(format!("cannot calculate length of value of type {}", value.kind()));
+    value.len().ok_or_else(refused)
 }
 
 /// Jinja's `list`, of at most as many values as a text has bytes.

@@ -106,9 +106,10 @@ fn own_templates_are_rendered_as_by_transformers() {
 
 /// The same for templates that models come with, which are not ours to keep: a folder that `make.py` filled.
 #[test]
+#[allow(clippy::print_stderr, reason = "says what was compared")]
 fn templates_of_models_are_rendered_as_by_transformers() {
     let Some(folder) = std::env::var_os("UNSAY_TEMPLATE_DIR") else {
-        // Nothing to compare with; tests/templates/real.py says how to get it.
+        eprintln!("nothing compared: UNSAY_TEMPLATE_DIR is not set; tests/templates/real.py fills such a folder");
         return;
     };
     let (n_templates, n_cases, different) = compared(Path::new(&folder));
@@ -122,6 +123,22 @@ fn templates_of_models_are_rendered_as_by_transformers() {
         n_templates >= 6 && n_cases >= 6 * n_templates,
         "{n_templates} templates, {n_cases} conversations"
     );
+    eprintln!("{n_templates} templates, {n_cases} conversations, no difference");
+}
+
+/// Templates ask how many calls a message has that has none.
+#[test]
+fn what_is_not_there_has_no_length() {
+    let message = [Message::new("user", "a")];
+    assert_eq!(
+        rendered(
+            "{{ messages[0].tool_calls | length }}{{ messages[0].tool_calls | count }}{{ messages | length }}",
+            &message
+        )
+        .unwrap(),
+        "001"
+    );
+    assert!(failed("{{ none | length }}").contains("cannot calculate length"));
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn write(path: &Path, decoder: &Decoder, n_frozen: usize, encoded: &[Encoded]) -
 
 /// A file for each source, and last the validation set's.
 fn states(folder: &Path, decoder: &Decoder, n_frozen: usize, examples: &Examples) -> Vec<PrefixStates> {
+    std::fs::create_dir_all(folder).unwrap();
     let sets = examples.sources().iter().chain([examples.valid()]).enumerate();
     let one = |(i, set): (usize, &unsay_train::Source)| {
         let path = folder.join(i.to_string());
@@ -259,6 +260,19 @@ fn files_of_states_that_do_not_fit_are_refused_by_name() {
     let mut swapped = files();
     swapped.swap(0, 1);
     assert!(language(top(decoder(Kind::Float))).with_prefix_states(swapped).is_err());
+    // Every file is one of this model, but they do not begin at the same block.
+    let three = deep(Kind::Float, &Trained::Top { layers: 1 });
+    for uneven in [0, 2] {
+        let mut files = states(folder.path(), &three, 3, &mixed());
+        let lower = states(&folder.path().join("lower"), &three, 2, &mixed());
+        files[uneven] = lower.into_iter().nth(uneven).unwrap();
+        let error = refused(
+            deep(Kind::Float, &Trained::Top { layers: 1 }),
+            files,
+            Precision::default(),
+        );
+        assert!(error.contains("blocks, as the other files have, got "), "{error}");
+    }
     assert!(!folder.path().join("run").exists());
 }
 
