@@ -405,6 +405,36 @@ fn conversations_that_do_not_fit_together_are_refused() {
     );
 }
 
+/// The words of the user between two answers are not learnt as part of the first.
+#[test]
+fn an_answer_without_an_end_of_its_own_does_not_reach_into_the_next_turn() {
+    let copy = copied(&folder("chatml"));
+    let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
+                    {{ 'assistant: ' if add_generation_prompt else eos_token }}";
+    std::fs::write(copy.path().join("chat_template.jinja"), template).unwrap();
+    let tokenizer = Tokenizer::from_folder(copy.path()).unwrap();
+    let encode = |label| encode_all(&tokenizer, &[conversation(&TALK, label)], &LIMITS);
+    assert_eq!(
+        encode(Label::Unlabelled).unwrap_err().to_string(),
+        "example 0: message 2: expected a chat template that ends every answer by an end token, got one that writes one \
+         only at the end of the conversation\nhint: label the example, so that its last answer alone is learnt"
+    );
+    let labelled = encode(Label::Positive).unwrap().0;
+    assert_eq!(learnt(&tokenizer, &labelled[0]), ["The baker.\n"]);
+    // Without that token an answer ends where the next message begins.
+    std::fs::write(
+        copy.path().join("chat_template.jinja"),
+        template.replace(" else eos_token", ""),
+    )
+    .unwrap();
+    let tokenizer = Tokenizer::from_folder(copy.path()).unwrap();
+    let all = encode_all(&tokenizer, &[conversation(&TALK, Label::Unlabelled)], &LIMITS);
+    assert_eq!(
+        learnt(&tokenizer, &all.unwrap().0[0]),
+        ["Bread, and 12 cakes.\n", "The baker.\n"]
+    );
+}
+
 #[test]
 fn a_saved_folder_is_the_same_tokenizer() {
     for name in ["chatml", "ended", "instruct", "plain"] {
