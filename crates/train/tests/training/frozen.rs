@@ -252,6 +252,26 @@ fn files_of_states_that_do_not_fit_are_refused_by_name() {
     let error = refused(top(foreign), files(), Precision::default());
     assert!(error.contains("other weights") && error.contains("hint: "), "{error}");
     assert!(refused(decoder(Kind::Float), files(), Precision::default()).contains("at most 0 blocks"));
+    // Of the same description: any number of the embedding or of a block below counts, and none above.
+    let changed = |name: &str| {
+        let changed = top(decoder(Kind::Float));
+        let found = changed.params().iter().find(|(known, _)| *known == name).unwrap();
+        let _ = tch::no_grad(|| found.1.view(-1).get(3).fill_(0.5));
+        changed
+    };
+    for name in [
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    ] {
+        let error = refused(changed(name), files(), Precision::default());
+        assert!(error.contains("other weights"), "{name}: {error}");
+    }
+    for name in ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"] {
+        let objective = language(changed(name)).with_prefix_states(files()).unwrap();
+        let elsewhere = folder.path().join(name);
+        assert!(Fit::open(objective, &settings(false, Precision::default(), 6), 3, &elsewhere).is_ok());
+    }
     assert!(
         refused(top(decoder(Kind::Float)), files(), BF16).contains("expected bf16, as the model computes, got f32")
     );
