@@ -3,7 +3,7 @@
 use std::fmt;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::{budget, json, methods};
 
@@ -42,6 +42,20 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("title", title);
     environment.add_filter("capitalize", |text: String| methods::capitalize(&text));
     environment.add_filter("list", list);
+    environment.add_filter(
+        "batch",
+        |state: &State, value: Value, count: usize, fill: Option<Value>| {
+            few(count)?;
+            minijinja::filters::batch(state, value, count, fill)
+        },
+    );
+    environment.add_filter(
+        "slice",
+        |state: &State, value: Value, count: usize, fill: Option<Value>| {
+            few(count)?;
+            minijinja::filters::slice(state, value, count, fill)
+        },
+    );
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment.add_filter("string", budget::text);
@@ -166,6 +180,11 @@ fn title(text: String) -> String {
         inside = !(methods::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<'));
     }
     out
+}
+
+/// Refuses to make so many lists or values before they are counted.
+fn few(count: usize) -> Result<(), Error> {
+    fits(count.checked_mul(32))
 }
 
 /// Jinja's `length`: what is undefined has none.

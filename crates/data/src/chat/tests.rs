@@ -5,7 +5,7 @@ use minijinja::value::Serde;
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::{ChatTemplate, deep_stack};
+use super::{ChatTemplate, LONGEST_TAG, deep_stack};
 use crate::error::{Error, Result};
 use crate::record::Message;
 
@@ -203,6 +203,8 @@ fn a_template_without_end_is_stopped() {
         "{{ ('x\n' * 9999) | indent(9999999) }}",
         "{{ [[1]] | tojson(indent=99999999) }}",
         "{{ ([1] * 99999999) | list | length }}",
+        "{{ [1] | batch(1000000000, 'x') | list | length }}",
+        "{{ [1] | slice(1000000000) | list | length }}",
     ] {
         let message = failed(large);
         assert!(
@@ -220,6 +222,39 @@ fn a_template_without_end_is_stopped() {
     let json =
         "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson }}";
     assert!(rendered(json, &[]).is_ok());
+}
+
+/// The library reads and drops a chain level by level; a stack that is too small would end the whole program.
+#[test]
+fn a_long_chain_is_read_or_refused_and_overflows_no_stack() {
+    let chains: [(&str, &str, &str); 9] = [
+        ("a", ".b", ""),
+        ("a", "[0]", ""),
+        ("a", "()", ""),
+        ("a", "|trim", ""),
+        ("1", "+1", ""),
+        ("1", "**1", ""),
+        ("1", " is defined", ""),
+        ("", "not ", "1"),
+        ("", "-", "1"),
+    ];
+    for (first, link, last) in chains {
+        for n in [LONGEST_TAG / link.len() - 10, 200_000] {
+            let text = format!("\n{{{{ {first}{}{last} }}}}", link.repeat(n));
+            let made = template(&text);
+            let refused = made.as_ref().err().map(ToString::to_string);
+            assert_eq!(
+                refused.is_some_and(|e| e.contains("line 2: a tag of more than 32768 bytes")),
+                n == 200_000,
+                "{link}"
+            );
+        }
+    }
+    // Looking for the next tag goes over the text once.
+    let begun = std::time::Instant::now();
+    let many = "{% if true %}{% endif %}".repeat(40_000);
+    assert_eq!(rendered(&many, &[]).unwrap(), "");
+    assert!(begun.elapsed().as_secs() < 20);
 }
 
 /// Steps do not bound what one step makes: a text that doubles would fill any memory in fifty.
