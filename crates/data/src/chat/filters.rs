@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::{budget, json, methods};
@@ -56,6 +56,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
             minijinja::filters::slice(state, value, count, fill)
         },
     );
+    environment.add_filter("format", format);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment.add_filter("string", budget::text);
@@ -185,6 +186,47 @@ fn title(text: String) -> String {
 /// Refuses to make so many lists or values before they are counted.
 fn few(count: usize) -> Result<(), Error> {
     fits(count.checked_mul(32))
+}
+
+/// `'%s' | format(x)`.
+fn format(state: &mut State, text: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut specs = text.as_str().unwrap_or_default().split('%').skip(1);
+    let wide = |spec: &str| {
+        let spec = spec.trim_start_matches(|c: char| "-+ #".contains(c));
+        let end = spec.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+        let (width, rest) = spec.split_at(end.unwrap_or(spec.len()));
+        rest.starts_with('*') || is_wide(width)
+    };
+    match specs.any(wide) {
+        true => Err(too_wide()),
+        false => minijinja::filters::format(state, text, args),
+    }
+}
+
+/// Refuses fields of Python's `str.format` that are padded without end, or by how much another value says.
+pub(super) fn format_fits(text: &str) -> Result<(), Error> {
+    let mut open = text.split('{');
+    open.next();
+    let mut nested = false;
+    for field in open {
+        let (inside, closed) = field
+            .split_once('}')
+            .map_or((field, false), |(inside, _)| (inside, true));
+        if nested || inside.split_once(':').is_some_and(|(_, spec)| is_wide(spec)) {
+            return Err(too_wide());
+        }
+        nested = !closed && inside.contains(':');
+    }
+    Ok(())
+}
+
+/// Whether a number of seven digits or more stands in it.
+fn is_wide(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 6)
+}
+
+fn too_wide() -> Error {
+    refused("format: a width of more than 999999, or one that is not written out")
 }
 
 /// Jinja's `length`: what is undefined has none.

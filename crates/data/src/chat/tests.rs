@@ -214,6 +214,21 @@ fn a_template_without_end_is_stopped() {
     }
     assert!(failed("{{ 'x' * 999999999999 }}").contains("repeated string is too large"));
     assert!(failed("{{ range(99999999) }}").contains("range has too many elements"));
+    for wide in [
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '%-.1000000000f' | format(1) }}",
+        "{{ '%*d' | format(1000000000, 1) }}",
+        "{{ ['%1000000000d'] | map('format', 1) | list }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 1000000000) }}",
+    ] {
+        assert!(failed(wide).contains("format: a width"), "{wide}: {}", failed(wide));
+    }
+    let narrow = "{{ '%5d|%.2f|%s: 1000000%%' | format(1, 2, 'x') }} {{ '{}: {:>4}'.format('a', 1) }} {{ '{{}} 10000000'.format() }}";
+    assert_eq!(
+        rendered(narrow, &[]).unwrap(),
+        "    1|2.00|x: 1000000% a:    1 {} 10000000"
+    );
     // Values in values, as deep as the steps allow, are dropped again.
     let nests = "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}done";
     assert_eq!(rendered(nests, &[]).unwrap(), "done");
