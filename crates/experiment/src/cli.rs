@@ -53,7 +53,7 @@ Examples:
 const EXPORT: &str = "\
 Examples:
   unsay export experiments/cringe_safety.yaml --arm cringe --to cringe-model
-  unsay export experiments/cringe_safety.yaml --arm cringe --seed 1 --checkpoint last --merge --dtype bf16 --to model
+  unsay export experiments/cringe_safety.yaml --profile smollm2 --arm cringe --merge --to merged
   unsay export my-model --adapter my-adapter --to merged";
 
 #[derive(Subcommand)]
@@ -182,6 +182,9 @@ pub struct GenerateArgs {
     /// Always the likeliest token
     #[arg(long)]
     pub greedy: bool,
+    /// Where models compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Which arms.
     #[command(flatten)]
     pub arms: ArmsArgs,
@@ -194,13 +197,10 @@ pub struct GenerateArgs {
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where models compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
 }
 
 const MANIFESTS: &str = "Of manifests";
-const MODELS: &str = "Of model folders and the catalog (a manifest says it itself)";
+const MODELS: &str = "Of model folders and the catalog";
 
 /// Which arms of a manifest.
 #[derive(Args)]
@@ -279,21 +279,21 @@ pub struct ChatArgs {
     /// A model folder, or a model of the catalog (`unsay list models`)
     #[arg(value_name = "FOLDER|NAME")]
     pub what: String,
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Always the likeliest token
     #[arg(long)]
     pub greedy: bool,
     /// Seed of the draws
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     pub sample_seed: u64,
-    /// How tokens are chosen.
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
     /// Where models compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 }
 
 /// What to export.
@@ -311,6 +311,9 @@ pub struct ExportArgs {
     /// The type that weights are stored in [default: f32]
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeName>,
+    /// Where models compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// The arm
     #[arg(long, help_heading = MANIFESTS)]
     pub arm: Option<String>,
@@ -333,11 +336,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FOLDER", help_heading = MANIFESTS)]
     pub results: Option<PathBuf>,
     /// A LoRA adapter in the PEFT layout, merged into the weights
-    #[arg(long, value_name = "FOLDER", help_heading = "Of model folders and the catalog")]
+    #[arg(long, value_name = "FOLDER", help_heading = MODELS)]
     pub adapter: Option<PathBuf>,
-    /// Where models compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
 }
 
 /// A type that weights are stored in.

@@ -399,10 +399,15 @@ fn help_names_every_command_and_the_exit_codes() {
         "report",
         "list",
         "generate",
+        "chat",
+        "export",
         "Exit codes: 0 done, 1 failed",
         "2 wrong usage",
     ] {
         assert!(help.contains(wanted), "{wanted}\n{help}");
+    }
+    for command in ["generate", "chat", "export"] {
+        insta::assert_snapshot!(format!("help_{command}"), desk.unsay(&[command, "-h"]).ok());
     }
     assert!(desk.unsay(&["--version"]).ok().starts_with("unsay 0."));
 }

@@ -199,7 +199,7 @@ fn arms_that_train_the_top_block_or_everything() {
     let desk = desk();
     for profile in ["top", "all"] {
         desk.unsay(&["run", MANIFEST, "--profile", profile]).ok();
-        desk.unsay(&[
+        let export = [
             "export",
             MANIFEST,
             "--profile",
@@ -208,8 +208,10 @@ fn arms_that_train_the_top_block_or_everything() {
             "mle",
             "--to",
             profile,
-        ])
-        .ok();
+        ];
+        let err = desk.unsay(&[&export[..], &["--merge"]].concat()).fails(2);
+        assert!(err.contains("`--merge` wants an adapter"), "{err}");
+        desk.unsay(&export).ok();
     }
     let steps = finished(&desk.store());
     assert_eq!(

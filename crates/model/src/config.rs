@@ -1,9 +1,12 @@
 //! What a model is: the fields of a Hugging Face `config.json` that this crate computes with.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::arch::{Architecture, Llama};
+use crate::hf::{self, ModelClass};
 use crate::{Activation, Error, Result, RopeScaling};
 
 /// The part of a model's description that an experiment chooses; the vocabulary comes from the
@@ -104,6 +107,11 @@ impl Config {
             pad_token_id: None,
             other: Map::new(),
         }
+    }
+
+    /// The description of the language model in a Hugging Face folder.
+    pub fn read(dir: &Path) -> Result<Self> {
+        hf::read(dir, ModelClass::CausalLm)
     }
 
     /// Refuses a description that no model can have.

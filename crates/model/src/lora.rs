@@ -3,8 +3,10 @@
 use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::linear::LinearShape;
-use crate::{Error, Result};
+use crate::arch::Spec;
+use crate::linear::{Layout, LinearShape};
+use crate::trained::block_of;
+use crate::{Config, Error, Result};
 
 /// PEFT's word for every linear map of the blocks.
 pub(crate) const ALL_LINEAR: &str = "all-linear";
@@ -124,6 +126,26 @@ impl LoraConfig {
     pub(crate) fn scale(&self) -> f64 {
         let r = self.r as f64;
         self.alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// Refuses names and blocks that a model of this description does not have.
+    pub(crate) fn check_fit(&self, config: &Config) -> Result<()> {
+        let map = |spec: Spec| {
+            // Names and blocks alone are looked at; which axis comes first does not matter.
+            let &[n_out, n_in] = spec.shape.as_slice() else {
+                return None;
+            };
+            Some(LinearShape {
+                module: spec.name.strip_suffix(".weight")?.to_owned(),
+                block: block_of(&spec.name)?,
+                n_in,
+                n_out,
+                layout: Layout::OutIn,
+            })
+        };
+        let tensors = config.architecture.form().tensors(config).into_iter();
+        self.targets(&tensors.filter_map(map).collect::<Vec<_>>(), config.num_hidden_layers)
+            .map(drop)
     }
 
     /// Which of a model's linear maps are meant, in the model's order. A name that means none, or a block that is not

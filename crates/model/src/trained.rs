@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Error, LoraConfig, Param, Params, Result};
+use crate::{Config, Error, LoraConfig, Param, Params, Result};
 
 /// The part of a model that is trained, in manifests a map of one key: `{ all: {} }`, `{ top: { layers: 3 } }` or
 /// `{ lora: { r: 8, alpha: 16, target_modules: all-linear } }`.
@@ -63,6 +63,16 @@ impl Trained {
             _ => return Vec::new(),
         };
         vec![("layers".to_owned(), format!("expected {wanted}, got {layers}"))]
+    }
+
+    /// The same for a model of this description, names of linear maps included.
+    pub fn check_fit(&self, config: &Config) -> Vec<(String, String)> {
+        let mut problems = self.check(Some(config.num_hidden_layers));
+        if let (Self::Lora(lora), true) = (self, problems.is_empty()) {
+            let misfit = lora.check_fit(config).err();
+            problems.extend(misfit.map(|e| ("lora".to_owned(), e.to_string())));
+        }
+        problems
     }
 }
 
@@ -145,7 +155,7 @@ enum Part {
 }
 
 /// The block of a tensor: in every architecture its name holds one number, the block's.
-fn block_of(name: &str) -> Option<usize> {
+pub(crate) fn block_of(name: &str) -> Option<usize> {
     name.split('.').find_map(|word| word.parse().ok())
 }
 

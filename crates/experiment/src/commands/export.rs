@@ -145,6 +145,9 @@ fn of_arm(args: &ExportArgs, manifest: PathBuf) -> Result<Exported> {
         results: results.as_deref(),
     };
     let decoder = models.decoder(model, checkpoint)?;
+    if args.merge && decoder.adapter().is_none() {
+        return Err(Usage(format!("`--merge` wants an adapter, and arm `{arm}` trains none")).into());
+    }
     let base = models.base(model)?;
     Ok(Exported {
         card: card::card(&Export {

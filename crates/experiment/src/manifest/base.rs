@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use unsay_model::{Size, Trained};
+use unsay_data::catalog::models;
+use unsay_model::{Config, Size, Trained};
 use unsay_train::Settings;
 
 use super::check::{self, path};
-use super::problem::Problem;
+use super::problem::{Problem, nearest};
 use super::question::{Question, Source};
 
 /// Where the base model and its tokenizer come from.
@@ -104,8 +105,25 @@ pub(super) fn check(q: &Question, out: &mut Vec<Problem>) {
             check::source("pretraining", "base.train.data", &made.data, out);
             self::made(made, out);
         }
-        Base::Catalog(_) => {}
-        Base::Folder(base) => folder("base.folder.path", &base.path, "config.json", out),
+        Base::Catalog(base) => {
+            if models::find(&base.name).is_err() {
+                let known = || models::list().iter().map(|m| m.name);
+                let p = Problem::value(
+                    path("base.catalog.name"),
+                    format!("no model `{}` in the catalog", base.name),
+                );
+                let all = || format!("known: {}", known().collect::<Vec<_>>().join(", "));
+                out.push(p.hint(nearest(&base.name, known()).map_or_else(all, |k| format!("did you mean `{k}`?"))));
+            }
+        }
+        Base::Folder(base) => {
+            let here = "base.folder.path";
+            if folder(here, &base.path, "config.json", out)
+                && let Err(e) = Config::read(&base.path)
+            {
+                out.push(Problem::value(path(here), e.to_string()));
+            }
+        }
     }
     let kind = if matches!(q.base, Base::Catalog(_)) {
         "catalog"
@@ -117,15 +135,17 @@ pub(super) fn check(q: &Question, out: &mut Vec<Problem>) {
     }
 }
 
-fn folder(here: &str, folder: &Path, file: &str, out: &mut Vec<Problem>) {
+/// Whether a folder holds a file, and the problem where it does not.
+fn folder(here: &str, folder: &Path, file: &str, out: &mut Vec<Problem>) -> bool {
     let message = if !folder.is_dir() {
         format!("no folder `{}`", folder.display())
     } else if !folder.join(file).is_file() {
         format!("no `{file}` in the folder `{}`", folder.display())
     } else {
-        return;
+        return true;
     };
     out.push(Problem::value(path(here), message));
+    false
 }
 
 fn made(base: &TrainedBase, out: &mut Vec<Problem>) {
@@ -183,13 +203,22 @@ fn made(base: &TrainedBase, out: &mut Vec<Problem>) {
 
 /// Problems of a choice of trained parts, as far as the model is known before it is read.
 pub(super) fn check_trained(q: &Question, here: &str, trained: &Trained, out: &mut Vec<Problem>) {
-    let n_layers = q.base.trained().map(|made| made.model.num_hidden_layers);
+    let description = match &q.base {
+        // A shape that no model can have is said elsewhere; positions are no part of what is trained.
+        Base::Train(made) => Some(Config::new(&made.model, made.vocab_size, 1)).filter(|config| config.check().is_ok()),
+        Base::Folder(base) => Config::read(&base.path).ok(),
+        Base::Catalog(_) => None,
+    };
     let kind = match trained {
         Trained::All {} => return,
         Trained::Top { .. } => "top.",
         Trained::Lora(_) => "",
     };
-    for (field, message) in trained.check(n_layers) {
+    let problems = match &description {
+        Some(config) => trained.check_fit(config),
+        None => trained.check(None),
+    };
+    for (field, message) in problems {
         out.push(Problem::value(path(&format!("{here}.{kind}{field}")), message));
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use unsay_report::{FigureSpec, SummarySpec};
 
 use crate::commands::Prepared;
+use crate::manifest::question::Question;
 use crate::plan::Checkpoint;
 use crate::steps::EvaluationFile;
 use crate::store::{COMMIT, Store, write_atomic};
@@ -98,7 +99,7 @@ impl About {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
-            environment: Environment::here(),
+            environment: Environment::of(q),
             seconds: seconds(p, store),
         })
     }
@@ -161,7 +162,15 @@ fn seconds(p: &Prepared, store: &Store) -> Vec<(String, f64)> {
 }
 
 impl Environment {
-    fn here() -> Self {
+    fn of(q: &Question) -> Self {
+        let trainings = [
+            Some(&q.classifiers.train),
+            Some(&q.finetune.train),
+            q.base.trained().map(|made| &made.train),
+        ];
+        let speaking = [Some(q.evaluate.precision), q.iterate.as_ref().map(|i| i.precision)];
+        let trainings = trainings.into_iter().flatten().map(|train| train.precision);
+        let narrow = trainings.chain(speaking.into_iter().flatten()).any(|p| !p.is_default());
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu
             .lines()
@@ -173,7 +182,7 @@ impl Environment {
             libtorch: "2.11.0".into(),
             processor: model.unwrap_or("unknown").to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            dtype: "float32".into(),
+            dtype: if narrow { "float32 and bf16" } else { "float32" }.into(),
         }
     }
 }

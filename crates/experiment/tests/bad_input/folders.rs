@@ -204,6 +204,16 @@ const CASES: &[Case] = &[
         says: &["template"],
     },
     Case {
+        what: "a template that doubles a text",
+        damage: |f| {
+            template(
+                f,
+                "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            );
+        },
+        says: &["template"],
+    },
+    Case {
         what: "a template that complains",
         damage: |f| template(f, "{{ raise_exception('only cats may speak') }}"),
         says: &["only cats may speak"],
@@ -252,7 +262,7 @@ fn a_broken_folder_is_one_error_that_names_the_file() {
             case.what
         );
     }
-    assert_eq!(CASES.len(), 26);
+    assert_eq!(CASES.len(), 27);
 }
 
 /// What the plan can see is a mistake of the manifest; all else ends the run before anything is made of it.

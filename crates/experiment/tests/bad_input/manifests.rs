@@ -114,6 +114,66 @@ const CASES: &[Case] = &[
         says: &["no metric `safe_oracle` comes from `evaluate`", "4 mistakes"],
     },
     Case {
+        what: "a model that is not in the catalog",
+        edits: &[(
+            "    base:\n      train:\n",
+            "    base: { catalog: { name: smollm2-135m-instrukt } }\n    rest:\n      train:\n",
+        )],
+        at: &["smollm2-135m-instrukt"],
+        says: &[
+            "no model `smollm2-135m-instrukt` in the catalog",
+            "did you mean `smollm2-135m-instruct`?",
+        ],
+    },
+    Case {
+        what: "a model folder that is not there",
+        edits: &[(
+            "    base:\n      train:\n",
+            "    base: { folder: { path: nowhere } }\n    rest:\n      train:\n",
+        )],
+        at: &["nowhere"],
+        says: &["no folder `nowhere`"],
+    },
+    Case {
+        what: "text for a base model that is not trained here",
+        edits: &[
+            (
+                "    base:\n      train:\n",
+                "    base: { catalog: { name: smollm2-135m-instruct } }\n    rest:\n      train:\n",
+            ),
+            (
+                "    data:\n",
+                "    data:\n      pretraining: { catalog: { name: chitchat } }\n",
+            ),
+        ],
+        at: &["pretraining: { catalog"],
+        says: &["unknown key `pretraining`"],
+    },
+    Case {
+        what: "more blocks than there are",
+        edits: &[(
+            "      train: { steps: 20",
+            "      trained: { top: { layers: 2 } }\n      train: { steps: 20",
+        )],
+        at: &["2 } }"],
+        says: &["expected at most 1, the blocks of the model, got 2"],
+    },
+    Case {
+        what: "adapters on what is not there",
+        edits: &[
+            (
+                "      train: { steps: 20",
+                "      trained: { lora: { r: 2, alpha: 4, target_modules: [q_prog] } }\n      train: { steps: 20",
+            ),
+            (
+                "      train: { steps: 100",
+                "      trained: { lora: { r: 0, alpha: 4, target_modules: all-linear } }\n      train: { steps: 100",
+            ),
+        ],
+        at: &["{ r: 2", "{ r: 0"],
+        says: &["`q_proj`", "got `q_prog`", "`r`", "2 mistakes"],
+    },
+    Case {
         what: "split to train on",
         edits: &[("split: test", "split: train")],
         at: &["split: train"],
@@ -464,7 +524,7 @@ fn every_mistake_is_shown_with_its_place() {
             case.what
         );
     }
-    assert_eq!(CASES.len(), 47);
+    assert_eq!(CASES.len(), 52);
 }
 
 /// Files that are no manifests at all: name, content, what is said, where.

@@ -64,6 +64,7 @@ impl Desk {
             .env("OMP_NUM_THREADS", "1")
             .env("RUST_BACKTRACE", "0")
             .env_remove("RUST_LOG")
+            .env_remove("COLUMNS")
             .env_remove("UNSAY_DATA_MIRROR")
             .stdin(Stdio::null());
         command
