@@ -126,6 +126,12 @@ fn templates_of_models_are_rendered_as_by_transformers() {
     eprintln!("{n_templates} templates, {n_cases} conversations, no difference");
 }
 
+#[test]
+fn numbers_are_written_as_by_python() {
+    let written = "{{ 1e-7 }} {{ 1e22 }} {{ 2.0 }} {{ 3 }} {{ [1e-7] | join }} {{ 1e16 | string }}";
+    assert_eq!(rendered(written, &[]).unwrap(), "1e-07 1e+22 2.0 3 1e-07 1e+16");
+}
+
 /// Templates ask how many calls a message has that has none.
 #[test]
 fn what_is_not_there_has_no_length() {
@@ -314,7 +320,19 @@ fn a_template_that_grows_is_stopped() {
     templates.push(format!(
         "{{% for a in range(9999) %}}{{% set x %}}{raw}{{% endset %}}{{% endfor %}}"
     ));
-    assert_eq!(templates.len(), 21);
+    // What is shared is small to hold and endless to compare.
+    let shared = "{% set n = namespace(l=[1], m=[1]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}\
+                  {% set n.m = {'a': n.m, 'b': n.m} %}{% set n.m = [n.m, n.m] %}{% endfor %}";
+    for compared in [
+        "{{ n.l == n.m }}",
+        "{{ n.l in [n.m] }}",
+        "{{ [n.l, n.m] | unique | list | length }}",
+        "{{ [n.m, n.l] | sort | length }}",
+        "{{ {n.l: 1} | length }}",
+    ] {
+        templates.push(format!("{shared}{compared}"));
+    }
+    assert_eq!(templates.len(), 26);
     for text in templates {
         let message = failed(&text);
         let stopped = [
