@@ -178,6 +178,15 @@ pub enum Error {
         /// The index of the message, from 0.
         turn: usize,
     },
+    /// A chat template of which nobody can say where an answer ends.
+    #[error(
+        "message {turn}: expected a chat template that ends every answer by an end token, got one that writes one only at \
+         the end of the conversation\nhint: label the example, so that its last answer alone is learnt"
+    )]
+    NoEnd {
+        /// The index of the message, from 0.
+        turn: usize,
+    },
     /// A conversation that is no prompt and its answer.
     #[error("messages: expected {expected}, got {got}")]
     Conversation {

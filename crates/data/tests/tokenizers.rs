@@ -405,6 +405,36 @@ fn conversations_that_do_not_fit_together_are_refused() {
     );
 }
 
+/// The words of the user between two answers are not learnt as part of the first.
+#[test]
+fn an_answer_without_an_end_of_its_own_does_not_reach_into_the_next_turn() {
+    let copy = copied(&folder("chatml"));
+    let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
+                    {{ 'assistant: ' if add_generation_prompt else eos_token }}";
+    std::fs::write(copy.path().join("chat_template.jinja"), template).unwrap();
+    let tokenizer = Tokenizer::from_folder(copy.path()).unwrap();
+    let encode = |label| encode_all(&tokenizer, &[conversation(&TALK, label)], &LIMITS);
+    assert_eq!(
+        encode(Label::Unlabelled).unwrap_err().to_string(),
+        "example 0: message 2: expected a chat template that ends every answer by an end token, got one that writes one \
+         only at the end of the conversation\nhint: label the example, so that its last answer alone is learnt"
+    );
+    let labelled = encode(Label::Positive).unwrap().0;
+    assert_eq!(learnt(&tokenizer, &labelled[0]), ["The baker.\n"]);
+    // Without that token an answer ends where the next message begins.
+    std::fs::write(
+        copy.path().join("chat_template.jinja"),
+        template.replace(" else eos_token", ""),
+    )
+    .unwrap();
+    let tokenizer = Tokenizer::from_folder(copy.path()).unwrap();
+    let all = encode_all(&tokenizer, &[conversation(&TALK, Label::Unlabelled)], &LIMITS);
+    assert_eq!(
+        learnt(&tokenizer, &all.unwrap().0[0]),
+        ["Bread, and 12 cakes.\n", "The baker.\n"]
+    );
+}
+
 #[test]
 fn a_saved_folder_is_the_same_tokenizer() {
     for name in ["chatml", "ended", "instruct", "plain"] {
@@ -701,4 +731,67 @@ fn links_out_of_a_folder_are_refused() {
             .to_string()
             .starts_with("could not read")
     );
+}
+
+/// `<repository>/snapshots/<revision>/<file>` -> `../../blobs/<name>` and nothing else, as the model's files.
+#[cfg(unix)]
+#[test]
+fn a_snapshot_of_the_hub_cache_is_read_through_its_links() {
+    use std::os::unix::fs::symlink;
+    let repository = tempfile::tempdir().unwrap();
+    let (blobs, revision) = (repository.path().join("blobs"), repository.path().join("snapshots/abc"));
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::create_dir_all(revision.join("additional_chat_templates")).unwrap();
+    let mut n_links = 0;
+    for entry in std::fs::read_dir(folder("chatml")).unwrap() {
+        let (path, blob) = (entry.unwrap().path(), format!("b{n_links}"));
+        std::fs::copy(&path, blobs.join(&blob)).unwrap();
+        symlink(
+            Path::new("../../blobs").join(&blob),
+            revision.join(path.file_name().unwrap()),
+        )
+        .unwrap();
+        n_links += 1;
+    }
+    assert_eq!(n_links, 5);
+    let named = revision.join("additional_chat_templates/tool_use.jinja");
+    std::fs::write(blobs.join("named"), "tools").unwrap();
+    symlink("../../../blobs/named", &named).unwrap();
+    let tokenizer = Tokenizer::from_folder(&revision).unwrap();
+    let tools = serde_json::json!({ "tools": [1] });
+    assert_eq!(
+        tokenizer.render(&[], false, tools.as_object().unwrap()).unwrap(),
+        "tools"
+    );
+    std::fs::remove_file(&named).unwrap();
+    assert_eq!(
+        Tokenizer::from_folder(&revision).unwrap().fingerprint(),
+        self::tokenizer("chatml").fingerprint()
+    );
+
+    let config = revision.join("tokenizer_config.json");
+    let blob = blobs.join(std::fs::read_link(&config).unwrap().file_name().unwrap());
+    let refused = || {
+        let error = Tokenizer::from_folder(&revision).unwrap_err().to_string();
+        assert!(
+            error.contains("expected a file of this folder, got a link to"),
+            "{error}"
+        );
+    };
+    // A blob that is itself a link, a link to elsewhere in the repository, and one by another way.
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::rename(&blob, outside.path().join("config")).unwrap();
+    symlink(outside.path().join("config"), &blob).unwrap();
+    refused();
+    std::fs::remove_file(&blob).unwrap();
+    std::fs::copy(outside.path().join("config"), &blob).unwrap();
+    std::fs::copy(&blob, repository.path().join("config")).unwrap();
+    for target in [Path::new("../../config"), blob.as_path()] {
+        std::fs::remove_file(&config).unwrap();
+        symlink(target, &config).unwrap();
+        refused();
+    }
+    std::fs::rename(repository.path().join("snapshots"), repository.path().join("other")).unwrap();
+    let error = Tokenizer::from_folder(repository.path().join("other/abc")).unwrap_err();
+    assert!(error.to_string().contains("got a link to"), "{error}");
 }

@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::random_ids;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Tensor};
-use unsay_model::{Config, Decoder, Precision, Trained};
+use tch::{Device, Kind, Tensor};
+use unsay_model::{Config, Decoder, LoraConfig, Precision, Replayed, TargetModules, Trained};
 
 /// Four heads in two groups, three blocks.
 fn config() -> Config {
@@ -87,6 +89,71 @@ fn replayed_gradients_are_those_of_the_plain_pass_bit_for_bit() {
     // 9 tensors a block; embedding, norm and head beside.
     let tensors = |head: usize| (27 + 2 + head) + (9 + 1 + head) + (27 + 1 + head);
     assert_eq!(compared, 3 * (tensors(0) + tensors(1)));
+}
+
+/// Windows, learned positions, biases and adapters take the same way back.
+#[test]
+fn replayed_gradients_are_the_plain_ones_in_every_architecture() {
+    let bf16 = Precision::Bf16 { even_if_slower: true };
+    let lora = LoraConfig {
+        r: 2,
+        alpha: 6.0,
+        target_modules: TargetModules::AllLinear,
+        layers: None,
+        use_rslora: false,
+    };
+    let mut compared = 0;
+    for case in [
+        "gpt2_f32",
+        "llama_yarn_f32",
+        "mistral_window_f32",
+        "phi3_f32",
+        "qwen2_sliding_f32",
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/parity/cases")
+            .join(case);
+        for (precision, trained) in [Precision::default(), bf16]
+            .into_iter()
+            .flat_map(|precision| [Trained::All {}, top(1), Trained::Lora(lora.clone())].map(|part| (precision, part)))
+        {
+            let decoder = Decoder::load(&folder, Device::Cpu).unwrap();
+            let decoder = decoder
+                .with_trained(&trained, &mut ChaCha8Rng::seed_from_u64(1))
+                .unwrap();
+            let decoder = decoder.with_precision(precision).unwrap();
+            for param in decoder.params().trainable().filter(|p| p.name().contains("lora_B")) {
+                let _ = tch::no_grad(|| param.full().shallow_clone().fill_(0.3));
+                param.round().unwrap();
+            }
+            let trunk = decoder.trunk();
+            let n_frozen = decoder.params().n_frozen();
+            let ids = ids(3, 9);
+            let after = |pass: &dyn Fn(&Tensor)| {
+                pass(&ids);
+                gradients(&decoder)
+            };
+            let plain = after(&|ids| backward(&decoder, &trunk.hidden(ids).unwrap()));
+            let way_back = |replayed: Replayed<'_>| {
+                backward(&decoder, replayed.states());
+                replayed.backward().unwrap();
+            };
+            let replayed = after(&|ids| way_back(trunk.hidden_replayed(ids, n_frozen).unwrap()));
+            let above = (n_frozen > 0).then(|| {
+                after(&|ids| {
+                    let below = trunk.states_below(ids, n_frozen).unwrap();
+                    way_back(trunk.hidden_above_replayed(&below, n_frozen).unwrap());
+                })
+            });
+            for found in [Some(replayed), above].into_iter().flatten() {
+                for ((name, plain), (_, found)) in plain.iter().zip(&found) {
+                    assert!(bits(plain) == bits(found), "{case} {name} {precision:?} {trained:?}");
+                    compared += i32::from(plain.abs().sum(Kind::Double).double_value(&[]) > 0.0);
+                }
+            }
+        }
+    }
+    assert_eq!(compared, 688);
 }
 
 #[test]

@@ -64,6 +64,14 @@ impl Pass {
     pub(crate) fn configured(self, settings: &Settings, trunk: &Trunk, params: &Params) -> Result<Self> {
         let n_frozen = params.n_frozen();
         if let Some(files) = &self.prefix {
+            // What stands above the states of a batch is computed from one block on.
+            if let Some((first, other)) = uneven(files) {
+                return Err(other.foreign(format!(
+                    "expected states of {} blocks, as the other files have, got {}",
+                    first.n_blocks(),
+                    other.n_blocks()
+                )));
+            }
             let mut known = Vec::new();
             for states in files {
                 states.check_model(trunk, params, n_frozen, &mut known)?;
@@ -103,6 +111,13 @@ impl Pass {
         let files = self.prefix.iter().flatten();
         files.map(|states| format!(" above {}", states.describe())).collect()
     }
+}
+
+/// The first file, and one of another number of blocks.
+fn uneven(files: &[PrefixStates]) -> Option<(&PrefixStates, &PrefixStates)> {
+    let first = files.first()?;
+    let other = files.iter().find(|file| file.n_blocks() != first.n_blocks())?;
+    Some((first, other))
 }
 
 /// The states of examples [B, T, D], and how many blocks they have been through.

@@ -258,7 +258,7 @@ impl PrefixStates {
         Ok(Tensor::f_from_data_size(&bytes, &size, kind)?)
     }
 
-    fn foreign(&self, what: String) -> Error {
+    pub(crate) fn foreign(&self, what: String) -> Error {
         Error::states(
             &self.path,
             format!("{what}\nhint: make the states again for this model and these examples"),

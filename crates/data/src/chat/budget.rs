@@ -6,8 +6,9 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, Value};
 
-use super::charged::CHARGE;
+use super::charged::{CHARGE, COMPARED};
 use super::filters::{LONGEST, refused};
+use super::json;
 
 /// The bytes that one rendering may make in all, and further ones for each byte it reads: a conversation put together piece
 /// by piece is made as often as it has pieces.
@@ -36,6 +37,27 @@ pub(super) fn add(environment: &mut Environment<'static>) {
             _ => None,
         };
         charge(length.unwrap_or(VALUE))?;
+        Ok(value)
+    });
+    environment.add_function(COMPARED, |value: Value| -> Result<Value, Error> {
+        // Values that are shared are compared as often as they occur, so a list may be larger than all memory.
+        let mut open = vec![value.clone()];
+        while let Some(next) = open.pop() {
+            match next.kind() {
+                ValueKind::String => charge(next.as_str().map_or(0, str::len))?,
+                ValueKind::Seq | ValueKind::Map => {
+                    charge(next.len().unwrap_or(1).saturating_mul(VALUE))?;
+                    for inner in next.try_iter()? {
+                        open.push(if next.kind() == ValueKind::Map {
+                            next.get_item(&inner)?
+                        } else {
+                            inner
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
         Ok(value)
     });
     environment.set_formatter(|out, _, value| {
@@ -68,6 +90,9 @@ fn charge(bytes: usize) -> Result<(), Error> {
 
 /// A value as text, written only as far as it may go: shared values may be written any number of times.
 pub(super) fn text(value: &Value) -> Result<String, Error> {
+    if value.kind() == ValueKind::Number {
+        return Ok(json::number(value));
+    }
     let mut out = Short(String::new());
     if write!(out, "{value}").is_err() {
         return Err(refused(format!("a text of more than {} bytes", LONGEST_NOW.get())));

@@ -14,6 +14,12 @@ use minijinja::{Error, ErrorKind, Value};
 /// The function that charges.
 pub(super) const CHARGE: &str = "charged__";
 
+/// The function that charges for a comparison: all that is in the value may be looked at.
+pub(super) const COMPARED: &str = "compared__";
+
+/// Filters that compare what they are given.
+const COMPARING: [&str; 6] = ["unique", "sort", "min", "max", "groupby", "dictsort"];
+
 /// The template with charges.
 pub(super) fn charged(source: &str, name: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     let Stmt::Template(template) = parse(source, name, syntax)? else {
@@ -278,6 +284,18 @@ impl Writer {
         Ok(())
     }
 
+    /// An operand of a comparison; a constant is as short as the template.
+    fn compared(&mut self, expr: &Expr<'_>) -> Result<(), Error> {
+        if matches!(expr, Expr::Const(_)) {
+            return self.expr(expr);
+        }
+        self.put(COMPARED);
+        self.put("(");
+        self.expr(expr)?;
+        self.put(")");
+        Ok(())
+    }
+
     /// An expression in front of an attribute, an index or a call.
     fn within(&mut self, expr: &Expr<'_>) -> Result<(), Error> {
         let name = matches!(expr, Expr::Var(_) | Expr::GetAttr(_) | Expr::GetItem(_));
@@ -329,6 +347,13 @@ impl Writer {
                 self.expr(&op.expr)?;
                 self.put(")");
             }
+            Expr::BinOp(op) if compares(op.op) => {
+                self.put("(");
+                self.compared(&op.left)?;
+                self.put(operator(op.op));
+                self.compared(&op.right)?;
+                self.put(")");
+            }
             Expr::BinOp(op) => {
                 let makes = matches!(
                     op.op,
@@ -341,10 +366,10 @@ impl Writer {
             }
             Expr::Compare(compare) => {
                 self.put("(");
-                self.expr(&compare.expr)?;
+                self.compared(&compare.expr)?;
                 for op in &compare.ops {
                     self.put(compared(op.op));
-                    self.expr(&op.expr)?;
+                    self.compared(&op.expr)?;
                 }
                 self.put(")");
             }
@@ -365,7 +390,11 @@ impl Writer {
                 };
                 self.put(CHARGE);
                 self.put("(");
-                self.within(before)?;
+                if COMPARING.contains(&filter.name) {
+                    self.compared(before)?;
+                } else {
+                    self.within(before)?;
+                }
                 self.put(" | ");
                 self.put(filter.name);
                 if !filter.args.is_empty() {
@@ -403,7 +432,7 @@ impl Writer {
                 self.put("{");
                 for (at, (key, value)) in map.keys.iter().zip(&map.values).enumerate() {
                     self.put(if at > 0 { ", " } else { "" });
-                    self.expr(key)?;
+                    self.compared(key)?;
                     self.put(": ");
                     self.expr(value)?;
                 }
@@ -465,6 +494,13 @@ impl Writer {
         }
         self.out.push('"');
     }
+}
+
+fn compares(op: BinOpKind) -> bool {
+    matches!(
+        op,
+        BinOpKind::Eq | BinOpKind::Ne | BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte | BinOpKind::In
+    )
 }
 
 /// Whether `a op b op c` is `(a op b) op c`.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::{budget, json, methods};
 
@@ -42,6 +42,23 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("title", title);
     environment.add_filter("capitalize", |text: String| methods::capitalize(&text));
     environment.add_filter("list", list);
+    environment.add_filter(
+        "batch",
+        |state: &State, value: Value, count: usize, fill: Option<Value>| {
+            few(count)?;
+            minijinja::filters::batch(state, value, count, fill)
+        },
+    );
+    environment.add_filter(
+        "slice",
+        |state: &State, value: Value, count: usize, fill: Option<Value>| {
+            few(count)?;
+            minijinja::filters::slice(state, value, count, fill)
+        },
+    );
+    environment.add_filter("format", format);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     environment.add_filter("string", budget::text);
     environment.remove_filter("pprint");
     // Python takes text and mappings for sequences too.
@@ -164,6 +181,61 @@ fn title(text: String) -> String {
         inside = !(methods::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<'));
     }
     out
+}
+
+/// Refuses to make so many lists or values before they are counted.
+fn few(count: usize) -> Result<(), Error> {
+    fits(count.checked_mul(32))
+}
+
+/// `'%s' | format(x)`.
+fn format(state: &mut State, text: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut specs = text.as_str().unwrap_or_default().split('%').skip(1);
+    let wide = |spec: &str| {
+        let spec = spec.trim_start_matches(|c: char| "-+ #".contains(c));
+        let end = spec.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+        let (width, rest) = spec.split_at(end.unwrap_or(spec.len()));
+        rest.starts_with('*') || is_wide(width)
+    };
+    match specs.any(wide) {
+        true => Err(too_wide()),
+        false => minijinja::filters::format(state, text, args),
+    }
+}
+
+/// Refuses fields of Python's `str.format` that are padded without end, or by how much another value says.
+pub(super) fn format_fits(text: &str) -> Result<(), Error> {
+    let mut open = text.split('{');
+    open.next();
+    let mut nested = false;
+    for field in open {
+        let (inside, closed) = field
+            .split_once('}')
+            .map_or((field, false), |(inside, _)| (inside, true));
+        if nested || inside.split_once(':').is_some_and(|(_, spec)| is_wide(spec)) {
+            return Err(too_wide());
+        }
+        nested = !closed && inside.contains(':');
+    }
+    Ok(())
+}
+
+/// Whether a number of seven digits or more stands in it.
+fn is_wide(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 6)
+}
+
+fn too_wide() -> Error {
+    refused("format: a width of more than 999999, or one that is not written out")
+}
+
+/// Jinja's `length`: what is undefined has none.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let refused = || refused(format!("cannot calculate length of value of type {}", value.kind()));
+    value.len().ok_or_else(refused)
 }
 
 /// Jinja's `list`, of at most as many values as a text has bytes.

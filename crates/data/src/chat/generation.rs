@@ -4,13 +4,7 @@
 pub(super) fn transparent(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest
-        .find("{%")
-        .into_iter()
-        .chain(rest.find("{#"))
-        .chain(rest.find("{{"))
-        .min()
-    {
+    while let Some(start) = start_of_tag(rest) {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let length = if tag.starts_with("{#") {
@@ -40,11 +34,36 @@ pub(super) fn transparent(source: &str) -> String {
     out
 }
 
+/// Where the next tag begins. One look for all three kinds, as one that does not occur is looked for to the very end.
+fn start_of_tag(text: &str) -> Option<usize> {
+    let next = |at: usize| text.as_bytes().get(at + 1);
+    let mut braces = text.match_indices('{').map(|(at, _)| at);
+    braces.find(|&at| matches!(next(at), Some(b'%' | b'#' | b'{')))
+}
+
 /// The name of a statement that is nothing but a name.
 fn name(tag: &str) -> Option<&str> {
     let inside = tag.strip_prefix("{%")?.strip_suffix("%}")?;
     let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
     Some(inside.strip_suffix(['-', '+']).unwrap_or(inside).trim())
+}
+
+/// The line, from 1, of the first tag with more than `longest` bytes; comments may have any length.
+pub(super) fn long_tag(source: &str, longest: usize) -> Option<usize> {
+    let mut done = 0;
+    while let Some(start) = start_of_tag(&source[done..]) {
+        let tag = &source[done + start..];
+        let length = match &tag[..2] {
+            "{#" => tag.find("#}").map_or(tag.len(), |end| end + 2),
+            "{%" => end_of_tag(tag, "%}"),
+            _ => end_of_tag(tag, "}}"),
+        };
+        if length > longest && !tag.starts_with("{#") {
+            return Some(source[..done + start].matches('\n').count() + 1);
+        }
+        done += start + length;
+    }
+    None
 }
 
 /// The length of a tag, whose strings may hold what looks like its end.

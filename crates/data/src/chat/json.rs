@@ -152,7 +152,7 @@ impl Style {
 }
 
 /// A number as Python writes it.
-fn number(value: &Value) -> String {
+pub(super) fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();
     }

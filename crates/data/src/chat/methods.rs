@@ -4,13 +4,17 @@ use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::filters::{joined, refused, replaced};
+use super::filters::{format_fits, joined, refused, replaced};
 
 /// Calls the method of a value that has no such attribute.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match (value.kind(), value.as_str()) {
         (ValueKind::String, Some(text)) => match of_text(text, method, args) {
             Some(done) => done,
+            None if method == "format" => {
+                format_fits(text)?;
+                pycompat::unknown_method_callback(state, value, method, args)
+            }
             None => pycompat::unknown_method_callback(state, value, method, args),
         },
         (ValueKind::Map, _) if method == "copy" => Ok(value.clone()),

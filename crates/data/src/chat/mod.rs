@@ -31,6 +31,8 @@ use crate::record::Message;
 const STEPS: u64 = 2_000_000;
 /// Calls within calls, and blocks within blocks.
 const DEPTH: usize = 200;
+/// The longest tag, in bytes: it bounds how deep one expression is. Those of templates in use have some thousand.
+const LONGEST_TAG: usize = 1 << 15;
 /// Stack of the thread that renders: values nested as deep as [`STEPS`] allows are dropped level by level. It is reserved,
 /// not used.
 const STACK: usize = 512 << 20;
@@ -56,6 +58,11 @@ impl ChatTemplate {
     /// # Errors
     /// When a template does not parse, or none is the default.
     pub(crate) fn new(templates: Vec<(String, String)>, variables: Map<String, serde_json::Value>) -> Result<Self> {
+        // The library reads chains such as `a.b.c` level by level, however long they are.
+        deep_stack(|| Self::read(templates, variables))
+    }
+
+    fn read(templates: Vec<(String, String)>, variables: Map<String, serde_json::Value>) -> Result<Self> {
         let names: Vec<String> = templates.iter().map(|(name, _)| name.clone()).collect();
         if !names.iter().any(|name| name == "default") {
             return Err(Error::NoDefaultTemplate { found: names });
@@ -76,6 +83,13 @@ impl ChatTemplate {
         for (name, text) in templates {
             hash.update(format!("{} {} {name}{text}", name.len(), text.len()));
             reads_clock |= text.contains("strftime_now");
+            if let Some(line) = generation::long_tag(&text, LONGEST_TAG) {
+                return Err(Error::Template {
+                    name,
+                    line: Some(line),
+                    message: format!("a tag of more than {LONGEST_TAG} bytes"),
+                });
+            }
             let text = generation::transparent(&text);
             // The first reading has the library's own errors, at their columns.
             let text = charged::charged(&text, &name, syntax.clone()).map_err(|e| explained(&name, &e))?;

@@ -5,7 +5,7 @@ use minijinja::value::Serde;
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::{ChatTemplate, deep_stack};
+use super::{ChatTemplate, LONGEST_TAG, deep_stack};
 use crate::error::{Error, Result};
 use crate::record::Message;
 
@@ -106,9 +106,10 @@ fn own_templates_are_rendered_as_by_transformers() {
 
 /// The same for templates that models come with, which are not ours to keep: a folder that `make.py` filled.
 #[test]
+#[allow(clippy::print_stderr, reason = "says what was compared")]
 fn templates_of_models_are_rendered_as_by_transformers() {
     let Some(folder) = std::env::var_os("UNSAY_TEMPLATE_DIR") else {
-        // Nothing to compare with; tests/templates/real.py says how to get it.
+        eprintln!("nothing compared: UNSAY_TEMPLATE_DIR is not set; tests/templates/real.py fills such a folder");
         return;
     };
     let (n_templates, n_cases, different) = compared(Path::new(&folder));
@@ -122,6 +123,28 @@ fn templates_of_models_are_rendered_as_by_transformers() {
         n_templates >= 6 && n_cases >= 6 * n_templates,
         "{n_templates} templates, {n_cases} conversations"
     );
+    eprintln!("{n_templates} templates, {n_cases} conversations, no difference");
+}
+
+#[test]
+fn numbers_are_written_as_by_python() {
+    let written = "{{ 1e-7 }} {{ 1e22 }} {{ 2.0 }} {{ 3 }} {{ [1e-7] | join }} {{ 1e16 | string }}";
+    assert_eq!(rendered(written, &[]).unwrap(), "1e-07 1e+22 2.0 3 1e-07 1e+16");
+}
+
+/// Templates ask how many calls a message has that has none.
+#[test]
+fn what_is_not_there_has_no_length() {
+    let message = [Message::new("user", "a")];
+    assert_eq!(
+        rendered(
+            "{{ messages[0].tool_calls | length }}{{ messages[0].tool_calls | count }}{{ messages | length }}",
+            &message
+        )
+        .unwrap(),
+        "001"
+    );
+    assert!(failed("{{ none | length }}").contains("cannot calculate length"));
 }
 
 #[test]
@@ -186,6 +209,8 @@ fn a_template_without_end_is_stopped() {
         "{{ ('x\n' * 9999) | indent(9999999) }}",
         "{{ [[1]] | tojson(indent=99999999) }}",
         "{{ ([1] * 99999999) | list | length }}",
+        "{{ [1] | batch(1000000000, 'x') | list | length }}",
+        "{{ [1] | slice(1000000000) | list | length }}",
     ] {
         let message = failed(large);
         assert!(
@@ -195,6 +220,21 @@ fn a_template_without_end_is_stopped() {
     }
     assert!(failed("{{ 'x' * 999999999999 }}").contains("repeated string is too large"));
     assert!(failed("{{ range(99999999) }}").contains("range has too many elements"));
+    for wide in [
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '%-.1000000000f' | format(1) }}",
+        "{{ '%*d' | format(1000000000, 1) }}",
+        "{{ ['%1000000000d'] | map('format', 1) | list }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 1000000000) }}",
+    ] {
+        assert!(failed(wide).contains("format: a width"), "{wide}: {}", failed(wide));
+    }
+    let narrow = "{{ '%5d|%.2f|%s: 1000000%%' | format(1, 2, 'x') }} {{ '{}: {:>4}'.format('a', 1) }} {{ '{{}} 10000000'.format() }}";
+    assert_eq!(
+        rendered(narrow, &[]).unwrap(),
+        "    1|2.00|x: 1000000% a:    1 {} 10000000"
+    );
     // Values in values, as deep as the steps allow, are dropped again.
     let nests = "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}done";
     assert_eq!(rendered(nests, &[]).unwrap(), "done");
@@ -203,6 +243,39 @@ fn a_template_without_end_is_stopped() {
     let json =
         "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson }}";
     assert!(rendered(json, &[]).is_ok());
+}
+
+/// The library reads and drops a chain level by level; a stack that is too small would end the whole program.
+#[test]
+fn a_long_chain_is_read_or_refused_and_overflows_no_stack() {
+    let chains: [(&str, &str, &str); 9] = [
+        ("a", ".b", ""),
+        ("a", "[0]", ""),
+        ("a", "()", ""),
+        ("a", "|trim", ""),
+        ("1", "+1", ""),
+        ("1", "**1", ""),
+        ("1", " is defined", ""),
+        ("", "not ", "1"),
+        ("", "-", "1"),
+    ];
+    for (first, link, last) in chains {
+        for n in [LONGEST_TAG / link.len() - 10, 200_000] {
+            let text = format!("\n{{{{ {first}{}{last} }}}}", link.repeat(n));
+            let made = template(&text);
+            let refused = made.as_ref().err().map(ToString::to_string);
+            assert_eq!(
+                refused.is_some_and(|e| e.contains("line 2: a tag of more than 32768 bytes")),
+                n == 200_000,
+                "{link}"
+            );
+        }
+    }
+    // Looking for the next tag goes over the text once.
+    let begun = std::time::Instant::now();
+    let many = "{% if true %}{% endif %}".repeat(40_000);
+    assert_eq!(rendered(&many, &[]).unwrap(), "");
+    assert!(begun.elapsed().as_secs() < 20);
 }
 
 /// Steps do not bound what one step makes: a text that doubles would fill any memory in fifty.
@@ -247,7 +320,19 @@ fn a_template_that_grows_is_stopped() {
     templates.push(format!(
         "{{% for a in range(9999) %}}{{% set x %}}{raw}{{% endset %}}{{% endfor %}}"
     ));
-    assert_eq!(templates.len(), 21);
+    // What is shared is small to hold and endless to compare.
+    let shared = "{% set n = namespace(l=[1], m=[1]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}\
+                  {% set n.m = {'a': n.m, 'b': n.m} %}{% set n.m = [n.m, n.m] %}{% endfor %}";
+    for compared in [
+        "{{ n.l == n.m }}",
+        "{{ n.l in [n.m] }}",
+        "{{ [n.l, n.m] | unique | list | length }}",
+        "{{ [n.m, n.l] | sort | length }}",
+        "{{ {n.l: 1} | length }}",
+    ] {
+        templates.push(format!("{shared}{compared}"));
+    }
+    assert_eq!(templates.len(), 26);
     for text in templates {
         let message = failed(&text);
         let stopped = [

@@ -152,23 +152,27 @@ pub(super) fn example(tokenizer: &Tokenizer, chat: &Chat, example: &Example, lim
         };
         cut.ids.extend(read);
         let start = cut.ids.len();
-        let through = if turn == last {
-            whole.clone()
+        let (through, alone) = if turn == last {
+            (whole.clone(), true)
         } else {
             let through = chat.render(&marked, turn + 1, false)?;
             // Some templates end a conversation that does not go on by a token of its own: there the end of the answer is
             // looked for in the whole.
             if through.begins(&whole) && before.begins(&through) {
-                through
+                (through, true)
             } else {
                 let next = (turn + 1..=last).find(|&at| learnt(at)).unwrap_or(last);
-                chat.render(&marked, next, true)?
+                (chat.render(&marked, next, true)?, false)
             }
         };
         let rest = chat.continuation(&before, &cut.ids, &through)?;
         let end = rest.iter().position(|&id| tokenizer.is_end(id));
         if end.is_none() && !through.begins(&whole) {
             return Err(Error::NoPrefix { turn });
+        }
+        // What follows the answer there is said by others.
+        if end.is_none() && !alone {
+            return Err(Error::NoEnd { turn });
         }
         let text = end.unwrap_or(rest.len());
         let lost = text.saturating_sub(limits.max_completion);

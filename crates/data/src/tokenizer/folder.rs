@@ -1,5 +1,6 @@
 //! The tokenizer of a Hugging Face folder.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -283,7 +284,7 @@ impl Files {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => return Ok(None),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
-        if !real.starts_with(&self.real) {
+        if !real.starts_with(&self.real) && !self.is_blob(name, &real) {
             let got = format!(
                 "a link to `{}`\nhint: copy the folder with its links followed, `cp -rL`",
                 real.display()
@@ -303,6 +304,25 @@ impl Files {
             return Err(Place::file(&path).malformed(expected, "a larger one"));
         }
         Ok(Some(bytes))
+    }
+
+    /// The form of the Hub's own cache: `<repository>/snapshots/<revision>/<file>` is a link to `../../blobs/<name>`, from
+    /// a folder in it with as many more steps up.
+    fn is_blob(&self, name: &str, real: &Path) -> bool {
+        let snapshots = self
+            .real
+            .parent()
+            .filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
+        let Some(repository) = snapshots.and_then(Path::parent) else {
+            return false;
+        };
+        let Ok(link) = self.folder.join(name).read_link() else {
+            return false;
+        };
+        let Some(blob) = link.file_name() else { return false };
+        let up = "../".repeat(name.matches('/').count() + 2);
+        let written = Path::new(&up).join("blobs").join(blob);
+        link == written && real == repository.join("blobs").join(blob)
     }
 
     /// The same for a file that goes wherever the tokenizer goes.

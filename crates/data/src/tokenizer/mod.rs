@@ -133,7 +133,8 @@ impl Tokenizer {
     /// special tokens where there is no `tokenizer_config.json`.
     ///
     /// # Errors
-    /// When a file is unreadable, too large, lies outside of the folder, is no JSON or has values of other types; when the
+    /// When a file is unreadable, too large, lies outside of the folder (links of the Hub's cache to its own blobs are
+    /// followed), is no JSON or has values of other types; when the
     /// files contradict each other; when a chat template does not parse.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         folder::read(folder.as_ref())

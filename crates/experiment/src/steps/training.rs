@@ -138,20 +138,22 @@ fn copy_weights(from: &Path, to: &Path) -> Result<()> {
     let temporary = to.with_extension("tmp");
     let _ = fs::remove_dir_all(&temporary);
     fs::create_dir_all(&temporary).with_context(|| format!("cannot make `{}`", temporary.display()))?;
-    for name in [
-        "config.json",
-        "model.safetensors",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ] {
-        let file = from.join(name);
-        // A model has the first two, an adapter the others; which, its loop has checked.
-        if file.is_file() {
-            copy_file(&file, &temporary.join(name))?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read `{}`", from.display()))? {
+        let entry = entry.with_context(|| format!("cannot read `{}`", from.display()))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(is_of_model) {
+            copy_file(&entry.path(), &temporary.join(&name))?;
         }
     }
     let _ = fs::remove_dir_all(to);
     fs::rename(&temporary, to).with_context(|| format!("cannot rename `{}`", temporary.display()))
+}
+
+/// Whether a file of a checkpoint is part of a model, in one file or in shards, or of an adapter.
+fn is_of_model(name: &str) -> bool {
+    let weights = |rest: &str| rest.ends_with(".safetensors") || rest == ".safetensors.index.json";
+    name.strip_prefix("model").is_some_and(weights)
+        || ["config.json", "adapter_config.json", "adapter_model.safetensors"].contains(&name)
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
@@ -159,4 +161,33 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
     fs::File::open(to)
         .and_then(|f| f.sync_all())
         .with_context(|| format!("cannot write `{}`", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_model_in_shards_is_copied_whole_and_without_the_state_of_its_training() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        let shards = [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+        ];
+        for name in shards.iter().chain(&["optimizer.safetensors", "trainer_state.json"]) {
+            fs::write(from.join(name), name).unwrap();
+        }
+        copy_weights(&from, &to).unwrap();
+        let copied = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name());
+        let copied: BTreeSet<_> = copied.map(|name| name.into_string().unwrap()).collect();
+        assert!(copied.iter().eq(shards.iter()), "{copied:?}");
+        let adapter = ["adapter_config.json", "adapter_model.safetensors", "model.safetensors"];
+        assert!(adapter.into_iter().all(is_of_model));
+    }
 }

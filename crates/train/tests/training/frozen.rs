@@ -41,6 +41,7 @@ fn write(path: &Path, decoder: &Decoder, n_frozen: usize, encoded: &[Encoded]) -
 
 /// A file for each source, and last the validation set's.
 fn states(folder: &Path, decoder: &Decoder, n_frozen: usize, examples: &Examples) -> Vec<PrefixStates> {
+    std::fs::create_dir_all(folder).unwrap();
     let sets = examples.sources().iter().chain([examples.valid()]).enumerate();
     let one = |(i, set): (usize, &unsay_train::Source)| {
         let path = folder.join(i.to_string());
@@ -251,6 +252,26 @@ fn files_of_states_that_do_not_fit_are_refused_by_name() {
     let error = refused(top(foreign), files(), Precision::default());
     assert!(error.contains("other weights") && error.contains("hint: "), "{error}");
     assert!(refused(decoder(Kind::Float), files(), Precision::default()).contains("at most 0 blocks"));
+    // Of the same description: any number of the embedding or of a block below counts, and none above.
+    let changed = |name: &str| {
+        let changed = top(decoder(Kind::Float));
+        let found = changed.params().iter().find(|(known, _)| *known == name).unwrap();
+        let _ = tch::no_grad(|| found.1.view(-1).get(3).fill_(0.5));
+        changed
+    };
+    for name in [
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    ] {
+        let error = refused(changed(name), files(), Precision::default());
+        assert!(error.contains("other weights"), "{name}: {error}");
+    }
+    for name in ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"] {
+        let objective = language(changed(name)).with_prefix_states(files()).unwrap();
+        let elsewhere = folder.path().join(name);
+        assert!(Fit::open(objective, &settings(false, Precision::default(), 6), 3, &elsewhere).is_ok());
+    }
     assert!(
         refused(top(decoder(Kind::Float)), files(), BF16).contains("expected bf16, as the model computes, got f32")
     );
@@ -259,6 +280,19 @@ fn files_of_states_that_do_not_fit_are_refused_by_name() {
     let mut swapped = files();
     swapped.swap(0, 1);
     assert!(language(top(decoder(Kind::Float))).with_prefix_states(swapped).is_err());
+    // Every file is one of this model, but they do not begin at the same block.
+    let three = deep(Kind::Float, &Trained::Top { layers: 1 });
+    for uneven in [0, 2] {
+        let mut files = states(folder.path(), &three, 3, &mixed());
+        let lower = states(&folder.path().join("lower"), &three, 2, &mixed());
+        files[uneven] = lower.into_iter().nth(uneven).unwrap();
+        let error = refused(
+            deep(Kind::Float, &Trained::Top { layers: 1 }),
+            files,
+            Precision::default(),
+        );
+        assert!(error.contains("blocks, as the other files have, got "), "{error}");
+    }
     assert!(!folder.path().join("run").exists());
 }
 

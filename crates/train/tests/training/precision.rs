@@ -4,8 +4,10 @@ use crate::support::{self, decoder, files, largest_difference, mixed, numbers};
 use tch::{Device, Kind, Tensor};
 use unsay_data::{Label, stream};
 use unsay_losses::token::Loss;
-use unsay_model::{Config, Decoder, Precision, Size, Trained};
-use unsay_train::{Examples, Fit, LanguageObjective, Objective, Settings, Source};
+use unsay_model::{Config, Decoder, Params, Precision, Size, Trained};
+use unsay_train::{
+    ClassifierObjective, Draws, Examples, Fit, LanguageObjective, LogicalBatch, Objective, Place, Settings, Source,
+};
 
 const BF16: Precision = Precision::Bf16 { even_if_slower: true };
 
@@ -105,6 +107,42 @@ fn micro_batches_give_the_update_of_the_whole_batch() {
             "{plain_norms:?} {norms:?}"
         );
     }
+}
+
+/// Both objectives hand their gradients on after every micro-batch: the leaf's own sum would be in bf16.
+#[test]
+fn micro_batches_are_added_up_in_f32_by_every_objective() {
+    let run = |objective: &dyn Fn(&LogicalBatch)| {
+        let batch = LogicalBatch {
+            places: (0..8).map(|index| Place::Train { source: 0, index }).collect(),
+            micro_batch: 3,
+            draws: Draws {
+                seed: 1,
+                purpose: "loss-draws",
+                position: 0,
+            },
+            train: true,
+        };
+        objective(&batch);
+    };
+    let check = |params: &Params| {
+        for param in params.trainable() {
+            let gradient = param.gradient().unwrap().unwrap();
+            assert_eq!(gradient.kind(), Kind::Float, "{}", param.name());
+            assert_eq!(param.value().grad().kind(), Kind::BFloat16);
+            assert!(gradient.abs().max().double_value(&[]) > 0.0, "{}", param.name());
+            assert!(param.value().grad().count_nonzero(None::<i64>).int64_value(&[]) == 0);
+        }
+    };
+    let language = nll(decoder(Kind::Float), mixed()).configure(&settings()).unwrap();
+    run(&|batch| drop(language.run(batch).unwrap()));
+    check(language.params());
+    let labels = [Label::Positive, Label::Negative];
+    let examples = Examples::new(vec![support::assorted(9, &labels)], support::assorted(4, &labels)).unwrap();
+    let classifier = ClassifierObjective::new(support::classifier(Kind::Float), examples).unwrap();
+    let classifier = classifier.configure(&settings()).unwrap();
+    run(&|batch| drop(classifier.run(batch).unwrap()));
+    check(classifier.params());
 }
 
 /// Settings that would be slower are refused by the loop, too.
