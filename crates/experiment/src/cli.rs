@@ -253,7 +253,7 @@ pub enum PrecisionName {
 #[derive(Args)]
 #[command(next_help_heading = MODELS)]
 pub struct SamplingArgs {
-    /// Longest reply in tokens [default: 256]
+    /// Longest reply in tokens [default: 256, at most half of the model's positions]
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
     /// No end of the reply before so many tokens [default: 0]
@@ -380,6 +380,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
+        Err(error) if error.is::<Unheard>() => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
@@ -414,6 +415,21 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         said = cause;
     }
     ExitCode::from(1)
+}
+
+/// Nobody reads standard output any more, as behind `| head`.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output")]
+pub struct Unheard;
+
+/// Writes to standard output at once, and ends a command that has nothing to do but speak with [`Unheard`] where nobody
+/// listens.
+pub fn speak(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Unheard.into()),
+        other => Ok(other?),
+    }
 }
 
 /// Writes to standard output; a closed pipe is not an error.

@@ -12,7 +12,7 @@ use unsay_rl::{RolloutSettings, rollout};
 use super::named::{ModelPlace, Named, refuse};
 use super::voice::Voice;
 use super::{Prepared, Usage, open, prepare};
-use crate::cli::{GenerateArgs, ManifestArgs, print};
+use crate::cli::{GenerateArgs, ManifestArgs, speak};
 use crate::plan::{Checkpoint, Point};
 use crate::steps::Models;
 use crate::store::Store;
@@ -40,15 +40,15 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
     }
 }
 
-/// Calls `speak` with the prompt that was given, or with each line of standard input.
-fn prompts(args: &GenerateArgs, speak: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
+/// Calls `complete` with the prompt that was given, or with each line of standard input.
+fn prompts(args: &GenerateArgs, complete: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
     match &args.prompt {
-        Some(prompt) => speak(prompt)?,
+        Some(prompt) => complete(prompt)?,
         None => {
             for line in std::io::stdin().lock().lines() {
                 let line = line.context("cannot read the prompts")?;
                 if !line.trim().is_empty() {
-                    speak(&line)?;
+                    complete(&line)?;
                 }
             }
         }
@@ -67,6 +67,7 @@ fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
     }
     let sampling = args.sampling.sampling(args.greedy)?;
     let voice = Voice::load(place, &args.model, open(&args.device)?)?;
+    let sampling = args.sampling.within(sampling, voice.positions());
     if !voice.tokenizer.is_chat() && args.model.system.is_some() {
         return Err(Usage("`--system` is for models with a chat template, which this one has not".into()).into());
     }
@@ -89,7 +90,7 @@ fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
         for reply in replies {
             let _ = writeln!(out, "{}{}", reply.text.trim(), if reply.finished { "" } else { " …" });
         }
-        print(&out)
+        speak(&out)
     })
 }
 
@@ -209,5 +210,5 @@ fn side_by_side(
             let _ = writeln!(out, "{:>width$}: {}{cut}", voice.name, reply.completion.trim());
         }
     }
-    print(&out)
+    speak(&out)
 }
