@@ -496,3 +496,26 @@ fn a_card_names_an_adapter_without_its_path() {
     let card = desk.read("on-top/README.md");
     assert!(card.contains("The adapter adapter was merged into it first."), "{card}");
 }
+
+#[test]
+fn an_adapter_is_no_model_and_what_was_not_run_says_how_to_run_it() {
+    let desk = desk();
+    desk.write("adapter/adapter_config.json", "{}");
+    for words in [
+        &["chat", "adapter"][..],
+        &["generate", "adapter", "--prompt", "hello"],
+        &["export", "adapter", "--to", "out"],
+    ] {
+        let err = desk.unsay(words).fails(2);
+        assert!(err.contains("is an adapter, not a model; hint: "), "{words:?}: {err}");
+    }
+    let which = ["--profile", "top", "--set", "finetune.train.lr=0.02", "--runs", "mine"];
+    let hint = "hint: unsay run pretrained.yaml --profile top --set finetune.train.lr=0.02 --results FOLDER --runs mine";
+    for words in [
+        &["export", MANIFEST, "--arm", "mle", "--to", "out"][..],
+        &["generate", MANIFEST, "--arms", "mle", "--prompt", "hello"],
+    ] {
+        let err = desk.unsay(&[words, &which[..]].concat()).fails(1);
+        assert!(err.contains(hint), "{err}");
+    }
+}

@@ -17,8 +17,12 @@ use super::Usage;
 use super::named::{Named, refuse};
 use super::open;
 use super::voice::{Voice, say};
-use crate::cli::{ChatArgs, speak};
+use crate::cli::ChatArgs;
+use crate::output::speak;
 use crate::store::write_atomic;
+
+/// Stands before what is typed.
+const SIGN: &str = "> ";
 
 /// Talks until the user leaves or the input ends.
 pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
@@ -60,7 +64,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if terminal {
-            speak("> ")?;
+            speak(SIGN)?;
         }
         let Some(line) = lines.next() else { break };
         let line = line.context("cannot read what was said")?;
@@ -94,6 +98,8 @@ impl Interrupt {
                     heard.1.store(true, Ordering::Relaxed);
                 } else if terminal {
                     say("\n/quit or Ctrl-D leaves");
+                    // A terminal that has gone is found by what reads it.
+                    drop(speak(SIGN));
                 } else {
                     // The exit code that a shell gives a program which this signal ended.
                     std::process::exit(130);
