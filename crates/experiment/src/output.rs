@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::commands::Usage;
 use crate::manifest::Mistakes;
@@ -44,6 +44,8 @@ pub fn end(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(1)
 }
 
+const OUT: &str = "cannot write to standard output";
+
 /// Nobody reads standard output any more, as behind `| head`.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody reads the output")]
@@ -55,14 +57,14 @@ pub fn speak(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Unheard.into()),
-        other => Ok(other?),
+        other => other.context(OUT),
     }
 }
 
 /// Writes to standard output; a closed pipe is not an error.
 pub fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context(OUT),
         _ => Ok(()),
     }
 }

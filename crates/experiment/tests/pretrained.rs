@@ -455,11 +455,27 @@ fn a_card_quotes_no_results_of_other_overrides_seeds_or_splits() {
     let err = export(&[&["--set", "finetune.train.lr=0.02"], &results[..]].concat(), "a").fails(1);
     assert!(err.contains("results with other overrides"), "{err}");
     desk.write(MANIFEST, TEXT.replace("split: test", "split: valid"));
-    assert!(export(&[], "b").fails(1).contains("results with other split"));
+    assert!(export(&results, "b").fails(1).contains("results with other split"));
     desk.write(MANIFEST, TEXT.replace("seeds: [0, 1]", "seeds: [1]"));
     assert!(export(&[], "c").fails(1).contains("results with other seeds"));
     desk.write(MANIFEST, TEXT);
     export(&[], "d").ok();
+    assert!(desk.read("d/README.md").contains("## Measured"));
+
+    // The weights are there, but what was measured is of other settings of the evaluation.
+    desk.write(MANIFEST, TEXT.replace("  prompts: 8\n", "  prompts: 7\n"));
+    export(&[], "other").ok();
+    assert!(!desk.read("other/README.md").contains("## Measured"));
+    desk.write(MANIFEST, TEXT);
+
+    // A run that was stopped has made the folder, and no results in it.
+    fs::remove_file(desk.path("results/pretrained/lora/about.json")).unwrap();
+    export(&[], "e").ok();
+    assert!(!desk.read("e/README.md").contains("## Measured"));
+    assert!(
+        export(&results, "f").fails(1).contains("about.json"),
+        "one that is named is wanted"
+    );
 }
 
 /// Where an adapter lies on this machine is no business of those who get the model.
@@ -510,7 +526,8 @@ fn an_adapter_is_no_model_and_what_was_not_run_says_how_to_run_it() {
         assert!(err.contains("is an adapter, not a model; hint: "), "{words:?}: {err}");
     }
     let which = ["--profile", "top", "--set", "finetune.train.lr=0.02", "--runs", "mine"];
-    let hint = "hint: unsay run pretrained.yaml --profile top --set finetune.train.lr=0.02 --results FOLDER --runs mine";
+    let hint =
+        "hint: unsay run pretrained.yaml --profile top --set finetune.train.lr=0.02 --results FOLDER --runs mine";
     for words in [
         &["export", MANIFEST, "--arm", "mle", "--to", "out"][..],
         &["generate", MANIFEST, "--arms", "mle", "--prompt", "hello"],

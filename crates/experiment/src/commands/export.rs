@@ -18,6 +18,7 @@ use super::{Usage, open, prepare};
 use crate::cli::{CheckpointName, DtypeName, ExportArgs, ManifestArgs};
 use crate::output::print;
 use crate::plan::Checkpoint;
+use crate::results;
 use crate::results::card::{self, Export, Origin};
 use crate::steps::Models;
 use crate::store::{Store, write_atomic};
@@ -118,9 +119,14 @@ fn of_arm(args: &ExportArgs, manifest: PathBuf) -> Result<Exported> {
         say: &say,
     };
     let (evaluate, model) = ending(&p, &models, &question, (arm, seed, checkpoint))?;
+    // Where the arm as the manifest stands was not measured, results that lie there are of another state of it.
+    let measured = p.plan.points.iter().filter(|point| point.arm == *arm);
+    let measured = measured
+        .map(|point| &p.plan.steps[point.evaluate])
+        .all(|step| store.has(step));
     let results = match (&args.results, args.set.is_empty()) {
         (Some(folder), _) => Some(folder.clone()),
-        (None, true) => Some(crate::results::folder(&p)).filter(|folder| folder.is_dir()),
+        (None, true) => Some(results::folder(&p)).filter(|folder| measured && results::finished(folder)),
         (None, false) => None,
     };
     let origin = Origin::Arm {
