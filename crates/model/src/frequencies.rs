@@ -127,7 +127,8 @@ impl RopeScaling {
                     0 => None,
                     n => Some(n),
                 },
-                truncate: fields.flag("truncate", true)?,
+                // Null is false to transformers, absence true.
+                truncate: !fields.is_null("truncate") && fields.flag("truncate", true)?,
             },
             "dynamic" => {
                 return Err(

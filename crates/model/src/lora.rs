@@ -14,6 +14,9 @@ pub(crate) const ALL_LINEAR: &str = "all-linear";
 /// Larger ranks are no longer low for any model that this crate can hold.
 const LARGEST_RANK: usize = 1 << 12;
 
+/// A larger strength overflows what it is added to.
+const LARGEST_ALPHA: f64 = 1e6;
+
 /// A low-rank adapter, in the words of PEFT's `LoraConfig`: `y = x Wᵀ + b + s (x Aᵀ) Bᵀ`, with A [r, in] and B [out, r]
 /// trained and W and b frozen.
 ///
@@ -24,7 +27,7 @@ const LARGEST_RANK: usize = 1 << 12;
 pub struct LoraConfig {
     /// Rank; 1 to 4096.
     pub r: usize,
-    /// Strength; finite, above 0. The scale `s` is `alpha / r`.
+    /// Strength; above 0, at most 1e6. The scale `s` is `alpha / r`.
     pub alpha: f64,
     /// Which linear maps get an adapter.
     pub target_modules: TargetModules,
@@ -102,8 +105,9 @@ impl LoraConfig {
         if !(1..=LARGEST_RANK).contains(&self.r) {
             return Err(Error::input("`r`", format!("1 to {LARGEST_RANK}"), self.r));
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(Error::input("`alpha`", "a finite number above 0", self.alpha));
+        if !(self.alpha > 0.0 && self.alpha <= LARGEST_ALPHA) {
+            let expected = format!("above 0 and at most {LARGEST_ALPHA:e}");
+            return Err(Error::input("`alpha`", expected, self.alpha));
         }
         if let TargetModules::Named(names) = &self.target_modules {
             if names.is_empty() {

@@ -28,12 +28,13 @@ pub struct Trunk {
     pub(crate) positions: Positions,
     /// What each block's window is; none where it sees everything before it.
     windows: Vec<Option<i64>>,
-    step_by_step: bool,
+    like_transformers: Rounding,
 }
 
-/// Where a computation rounds as transformers does although it need not. Equality with transformers in more than
-/// seven digits needs it: there, RMS norms, frequencies and angles are f32 whatever the kind of the weights. The
-/// default rounds nowhere.
+/// Where a computation rounds as transformers does although it need not, and what it makes of padding that means
+/// nothing. Equality with transformers in more than seven digits needs the first: there, RMS norms, frequencies and
+/// angles are f32 whatever the kind of the weights. Equality in a loss whose labels padding predicts needs the second.
+/// The default rounds nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rounding {
     /// The quotients of RMS norms, in f32 and step by step.
@@ -43,8 +44,12 @@ pub struct Rounding {
     /// Their angles, cosines and sines, and the frequencies, in f32.
     pub angles: bool,
     /// Attention as with `eager`: step by step, the softmax in f32 unless positions are learned, and a position
-    /// that sees nothing sees everything alike.
+    /// that sees nothing sees everything alike; where positions are learned, everything before it.
     pub eager: bool,
+    /// With `eager` and learned positions, such a position sees what is after it too, as since transformers 5.
+    pub later_too: bool,
+    /// Padding stands at position 1, as in code that fills the counts in so, rather than at the last real position.
+    pub padding_at_one: bool,
 }
 
 /// What the blocks of one batch see.
@@ -87,7 +92,7 @@ impl Trunk {
             windows: (0..config.num_hidden_layers)
                 .map(|i| form.window(config, i).map(|n| n as i64))
                 .collect(),
-            step_by_step: false,
+            like_transformers: Rounding::default(),
             embedding,
         })
     }
@@ -123,7 +128,7 @@ impl Trunk {
         if let Positions::Rotary(rope) = &mut self.positions {
             rope.round_to_f32(places.frequencies, places.angles);
         }
-        self.step_by_step = places.eager;
+        self.like_transformers = places;
     }
 
     /// What the trunk is.
@@ -182,7 +187,11 @@ impl Trunk {
             ));
         }
         let real = real.f_to(self.device())?;
-        let place = self.positions.at(&positions::count(&real)?, width)?;
+        let mut counts = positions::count(&real)?;
+        if self.like_transformers.padding_at_one {
+            counts = counts.f_masked_fill(&real.f_logical_not()?, 1)?;
+        }
+        let place = self.positions.at(&counts, width.max(2))?;
         let sights = self.sights(Some(&real), width)?;
         let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
@@ -193,9 +202,9 @@ impl Trunk {
         let (width, options) = (width as i64, (self.kind()?, self.device()));
         let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
         let sight = |window| {
-            if self.step_by_step {
-                let learned = matches!(self.positions, Positions::Learned(_));
-                return Sight::step_by_step(real, width, window, options, learned);
+            if self.like_transformers.eager {
+                let twice = matches!(self.positions, Positions::Learned(_)) && !self.like_transformers.later_too;
+                return Sight::step_by_step(real, width, window, options, twice);
             }
             Sight::new(real, width, window, options)
         };
@@ -211,7 +220,7 @@ impl Trunk {
             Some(near) if self.windows[i].is_some() => near,
             _ => &sights.all,
         };
-        if self.step_by_step {
+        if self.like_transformers.eager {
             let softmax = match self.positions {
                 Positions::Rotary(_) => Kind::Float,
                 Positions::Learned(_) => self.kind()?,

@@ -294,6 +294,28 @@ fn read(dir: &Path) -> Value {
 }
 
 #[test]
+fn yarn_with_a_null_truncate_does_not_truncate() {
+    let folder = tempfile::tempdir().unwrap();
+    decoder(&config(4, 2, 6, 3), 4, Kind::Float)
+        .save(folder.path())
+        .unwrap();
+    let truncate = |stated: Option<Value>| {
+        let mut map = read(folder.path());
+        map["rope_scaling"] = json!({"rope_type": "yarn", "factor": 2.0});
+        if let Some(stated) = stated {
+            map["rope_scaling"]["truncate"] = stated;
+        }
+        fs::write(folder.path().join("config.json"), map.to_string()).unwrap();
+        match Decoder::load(folder.path(), Device::Cpu).unwrap().config().rope_scaling {
+            RopeScaling::Yarn { truncate, .. } => truncate,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(truncate(None) && truncate(Some(json!(true))));
+    assert!(!truncate(Some(Value::Null)) && !truncate(Some(json!(false))));
+}
+
+#[test]
 fn each_architecture_refuses_by_name_what_it_does_not_compute() {
     let cases: [(&str, &[(&str, Value)]); 5] = [
         (

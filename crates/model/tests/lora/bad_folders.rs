@@ -82,6 +82,7 @@ fn other_maths_is_refused_by_name() {
         ("r", json!(1_u64 << 60)),
         ("alpha", json!(true)),
         ("lora_alpha", json!(-1)),
+        ("lora_alpha", json!(1e300)),
         ("lora_alpha", json!("1")),
         ("use_rslora", json!("yes")),
     ];

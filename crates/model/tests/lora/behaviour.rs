@@ -213,8 +213,8 @@ fn what_does_not_fit_the_model_is_refused_by_name() {
     let cases: [(&str, Change); 11] = [
         ("`r`: expected 1 to 4096, got 0", |c| c.r = 0),
         ("`r`: expected 1 to 4096, got 5000", |c| c.r = 5000),
-        ("`alpha`: expected a finite number above 0, got 0", |c| c.alpha = 0.0),
-        ("`alpha`: expected a finite number above 0, got NaN", |c| {
+        ("`alpha`: expected above 0 and at most 1e6, got 0", |c| c.alpha = 0.0),
+        ("`alpha`: expected above 0 and at most 1e6, got NaN", |c| {
             c.alpha = f64::NAN
         }),
         ("`target_modules`: expected at least one name, got none", |c| {

@@ -19,6 +19,8 @@ const ROUNDING: Rounding = Rounding {
     frequencies: true,
     angles: true,
     eager: true,
+    later_too: false,
+    padding_at_one: false,
 };
 
 /// One checkpoint with an adapter and what PEFT computed.

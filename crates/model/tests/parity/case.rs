@@ -8,6 +8,9 @@ use serde_json::Value;
 use tch::{Kind, Tensor, no_grad};
 use unsay_model::{Decoder, weights};
 
+/// Names another folder of cases.
+pub(crate) const FOLDER: &str = "UNSAY_PARITY_DIR";
+
 /// One folder of cases.
 pub(crate) struct Case {
     pub(crate) name: String,
@@ -21,9 +24,17 @@ pub(crate) struct Case {
 
 /// Every case, or why it cannot be read.
 pub(crate) fn cases() -> Vec<Result<Case, String>> {
-    let root = match std::env::var_os("UNSAY_PARITY_DIR") {
-        Some(named) => PathBuf::from(named),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/cases"),
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = match std::env::var_os(FOLDER) {
+        // Tests run in their crate's folder, whoever names a relative one stands in the workspace's.
+        Some(named) => {
+            let from_workspace = crate_folder.join("../..").join(&named);
+            match from_workspace.is_dir() {
+                true => from_workspace,
+                false => PathBuf::from(named),
+            }
+        }
+        None => crate_folder.join("tests/parity/cases"),
     };
     let entries = fs::read_dir(&root).unwrap_or_else(|e| panic!("`{}`: {e}", root.display()));
     let mut folders: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
@@ -45,6 +56,17 @@ fn read(folder: &Path) -> Result<Case, String> {
         Value::Null => None,
         labels => Some(matrix(labels).ok_or_else(|| fail(&"inputs.json: `labels` is no [B][T]"))?),
     };
+    let shapes = [("attention_mask", Some(&real)), ("labels", labels.as_ref())];
+    for (field, given) in shapes {
+        if let Some(given) = given.filter(|given| given.size() != ids.size()) {
+            let what = format!(
+                "inputs.json: `{field}` is {:?}, `input_ids` {:?}",
+                given.size(),
+                ids.size()
+            );
+            return Err(fail(&what));
+        }
+    }
     let expected = weights::read(&folder.join("expected.safetensors")).map_err(|e| fail(&e))?;
     let expected: HashMap<String, Tensor> = expected.into_iter().collect();
     if !expected.contains_key("logits") {
@@ -86,6 +108,22 @@ impl Case {
             Kind::Double => Kind::Double,
             _ => Kind::Float,
         }
+    }
+
+    /// Whether any place is none of a real token.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.real.all().int64_value(&[]) == 0
+    }
+
+    /// Whether a label stands right after padding, so that the loss sees what padding computes.
+    pub(crate) fn padding_predicts(&self) -> bool {
+        let Some(labels) = &self.labels else {
+            return false;
+        };
+        let last = labels.size()[1] - 1;
+        let padding = self.real.narrow(1, 0, last).logical_not();
+        let labelled = labels.narrow(1, 1, last).ne(-100);
+        padding.logical_and(&labelled).any().int64_value(&[]) == 1
     }
 
     /// The real tokens of each row.

@@ -3,8 +3,9 @@ greedy continuations that transformers computes from them.
 
     python crates/model/tests/parity/make.py [folder]
 
-Made with torch 2.11.0, transformers 4.57.6, safetensors 0.7; attention `sdpa`, one thread. The folder is
-`crates/model/tests/parity/cases` unless another is named; what lies in it is replaced. One folder a case:
+Made with torch 2.11.0, transformers 4.57.6, safetensors 0.7; attention `sdpa` unless the case says
+otherwise, one thread. The folder is `crates/model/tests/parity/cases` unless another is named; what lies in it is
+replaced. One folder a case:
 
     config.json, model.safetensors   the checkpoint, or several shards and their index
     inputs.json                      input_ids, attention_mask, labels (-100 is off), each [B][T]
@@ -52,7 +53,8 @@ GPT2 = dict(
     vocab_size=VOCAB, n_positions=24, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2, pad_token_id=0
 )
 
-# name: (model type, fields, whether to compute in f64, how it is saved: `wide` in f64 too)
+# name: (model type, fields, whether to compute in f64, how it is saved: `wide` in f64 too; or `attention`, or the
+# position that padding is given, which is otherwise that of the last real token)
 CASES = {
     "llama_tied_f32": ("llama", dict(tie_word_embeddings=True), False, {}),
     "llama_tied_f64": ("llama", dict(tie_word_embeddings=True), True, dict(wide=True)),
@@ -81,6 +83,9 @@ CASES = {
     "gpt2_bare_f32": ("gpt2", dict(GPT2, n_inner=20), False, dict(bare=True)),
     "llama_sharded_f32": ("llama", {}, False, dict(max_shard_size="8KB")),
     "qwen2_sharded_f64": ("qwen2", dict(tie_word_embeddings=True), True, dict(max_shard_size="12KB", wide=True)),
+    "mistral_window_of_one_f32": ("mistral", dict(sliding_window=1), False, {}),
+    "llama_eager_f32": ("llama", {}, False, dict(attention="eager")),
+    "gpt2_padding_at_one_f32": ("gpt2", GPT2, False, dict(padding_at=1)),
 }
 
 # Lengths of padding on the left, real tokens, padding on the right.
@@ -146,7 +151,8 @@ def greedy(model, ids, mask):
 
 def make(folder, model_type, fields, f64, saving):
     config = transformers.CONFIG_MAPPING[model_type](**(fields if model_type == "gpt2" else dict(SMALL, **fields)))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    attention, padding_at = saving.pop("attention", "sdpa"), saving.pop("padding_at", None)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     randomise(model)
     bare, wide = saving.pop("bare", False), saving.pop("wide", False)
     if f64 and wide:
@@ -157,6 +163,8 @@ def make(folder, model_type, fields, f64, saving):
     given = inputs()
     ids, mask, labels = (torch.tensor(given[k]) for k in ("input_ids", "attention_mask", "labels"))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    if padding_at is not None:
+        positions = positions.masked_fill(mask == 0, padding_at)
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     # In the model's kind: transformers' own loss is computed in f32.
     shifted, targets = out.logits[:, :-1].reshape(-1, VOCAB), labels[:, 1:].reshape(-1)
