@@ -1,14 +1,13 @@
 //! The command line.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
-use crate::manifest::{Mistakes, Override};
+use crate::manifest::Override;
+use crate::output;
 
 /// Trains language models on what they should not say, and measures whether it worked.
 #[derive(Parser)]
@@ -107,6 +106,24 @@ impl ManifestArgs {
             set: set.to_vec(),
             runs: runs.cloned().unwrap_or_else(|| RUNS.into()),
         }
+    }
+
+    /// The command that fills the store with what these name.
+    pub fn command(&self) -> String {
+        let mut command = format!("unsay run {}", self.manifest.display());
+        if let Some(profile) = &self.profile {
+            command.push_str(&format!(" --profile {profile}"));
+        }
+        for set in &self.set {
+            command.push_str(&format!(" --set {}", set.text));
+        }
+        if !self.set.is_empty() {
+            command.push_str(" --results FOLDER");
+        }
+        if self.runs.as_os_str() != RUNS {
+            command.push_str(&format!(" --runs {}", self.runs.display()));
+        }
+        command
     }
 }
 
@@ -253,7 +270,7 @@ pub enum PrecisionName {
 #[derive(Args)]
 #[command(next_help_heading = MODELS)]
 pub struct SamplingArgs {
-    /// Longest reply in tokens [default: 256]
+    /// Longest reply in tokens [default: 256, at most half of the model's positions]
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
     /// No end of the reply before so many tokens [default: 0]
@@ -380,46 +397,6 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        Err(error) => fail(&error),
-    }
-}
-
-/// More mistakes than these are counted, not shown.
-const MOST_SHOWN: usize = 30;
-
-fn fail(error: &anyhow::Error) -> ExitCode {
-    let mut err = std::io::stderr().lock();
-    if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
-        let n = mistakes.shown.len();
-        let what = if n == 1 { "1 mistake" } else { &format!("{n} mistakes") };
-        let shown = mistakes.shown.iter().take(MOST_SHOWN);
-        drop(writeln!(err, "{}", shown.cloned().collect::<Vec<_>>().join("\n")));
-        if n > MOST_SHOWN {
-            drop(writeln!(err, "and {} more", n - MOST_SHOWN));
-        }
-        drop(writeln!(err, "{what}; nothing was run"));
-        return ExitCode::from(2);
-    }
-    if error.downcast_ref::<commands::Usage>().is_some() {
-        drop(writeln!(err, "error: {error}"));
-        return ExitCode::from(2);
-    }
-    drop(writeln!(err, "error: {error}"));
-    let mut said = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Most library errors name their cause already.
-        if !said.contains(&cause) {
-            drop(writeln!(err, "  because: {cause}"));
-        }
-        said = cause;
-    }
-    ExitCode::from(1)
-}
-
-/// Writes to standard output; a closed pipe is not an error.
-pub fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(()),
+        Err(error) => output::end(&error),
     }
 }

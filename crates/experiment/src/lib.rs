@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod commands;
 pub mod manifest;
+pub mod output;
 pub mod plan;
 pub mod results;
 pub mod run;

@@ -392,3 +392,147 @@ fn an_interrupt_stops_a_reply() {
     assert!(desk.read("out").ends_with(" …\n"));
     assert!(desk.read("talk.jsonl").contains("assistant"));
 }
+
+/// `| head` once left the program completing prompts that nobody read, for ever where they had no end.
+#[test]
+fn nobody_listens_and_it_ends() {
+    let desk = desk();
+    for words in [
+        &["generate", "base", "--greedy", "--max-new-tokens", "4"][..],
+        &["chat", "base", "--greedy", "--max-new-tokens", "4"],
+    ] {
+        let mut command = desk.command(words);
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let mut prompts = child.stdin.take().unwrap();
+        let mut given = 0;
+        // The pipe is full or closed long before so many lines are read where nobody listens.
+        while std::io::Write::write_all(&mut prompts, b"hello there\n").is_ok() {
+            given += 1;
+            assert!(given < 100_000, "{words:?} goes on");
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{words:?}");
+    }
+}
+
+/// A model of 160 positions has no room for the longest reply of others.
+#[test]
+fn a_reply_of_no_stated_length_fits_a_small_model() {
+    let desk = desk();
+    desk.unsay(&["generate", "base", "--prompt", "hello there"]).ok();
+    let err = desk
+        .unsay(&["generate", "base", "--prompt", "hello", "--max-new-tokens", "300"])
+        .fails(1);
+    assert!(err.contains("300"), "an option is not changed: {err}");
+    desk.write("lines", "hello there\n");
+    let mut command = desk.command(&["chat", "base"]);
+    common::Ran::of(command.stdin(fs::File::open(desk.path("lines")).unwrap())).ok();
+}
+
+#[test]
+fn a_conversation_without_words_is_not_saved() {
+    let desk = desk();
+    desk.write("lines", "/system be kind\n/save talk.jsonl\n");
+    let mut command = desk.command(&["chat", "base"]);
+    let err = common::Ran::of(command.stdin(fs::File::open(desk.path("lines")).unwrap())).fails(1);
+    assert!(err.contains("nothing was said"), "{err}");
+    assert!(!desk.path("talk.jsonl").exists());
+}
+
+/// Numbers of another state of the manifest once stood in the card as if they were the model's.
+#[test]
+fn a_card_quotes_no_results_of_other_overrides_seeds_or_splits() {
+    let desk = desk();
+    desk.unsay(&["run", MANIFEST]).ok();
+    let export = |options: &[&str], to: &str| {
+        let arm = ["export", MANIFEST, "--arm", "base", "--to", to];
+        desk.unsay(&[&arm[..], options].concat())
+    };
+    let results = ["--results", "results/pretrained/lora"];
+    let err = export(&[&["--set", "finetune.train.lr=0.02"], &results[..]].concat(), "a").fails(1);
+    assert!(err.contains("results with other overrides"), "{err}");
+    desk.write(MANIFEST, TEXT.replace("split: test", "split: valid"));
+    assert!(export(&results, "b").fails(1).contains("results with other split"));
+    desk.write(MANIFEST, TEXT.replace("seeds: [0, 1]", "seeds: [1]"));
+    assert!(export(&[], "c").fails(1).contains("results with other seeds"));
+    desk.write(MANIFEST, TEXT);
+    export(&[], "d").ok();
+    assert!(desk.read("d/README.md").contains("## Measured"));
+
+    // The weights are there, but what was measured is of other settings of the evaluation.
+    desk.write(MANIFEST, TEXT.replace("  prompts: 8\n", "  prompts: 7\n"));
+    export(&[], "other").ok();
+    assert!(!desk.read("other/README.md").contains("## Measured"));
+    desk.write(MANIFEST, TEXT);
+
+    // A run that was stopped has made the folder, and no results in it.
+    fs::remove_file(desk.path("results/pretrained/lora/about.json")).unwrap();
+    export(&[], "e").ok();
+    assert!(!desk.read("e/README.md").contains("## Measured"));
+    assert!(
+        export(&results, "f").fails(1).contains("about.json"),
+        "one that is named is wanted"
+    );
+}
+
+/// Where an adapter lies on this machine is no business of those who get the model.
+#[test]
+fn a_card_names_an_adapter_without_its_path() {
+    let desk = desk();
+    desk.unsay(&["run", MANIFEST]).ok();
+    desk.unsay(&["export", MANIFEST, "--arm", "mle", "--to", "adapter"])
+        .ok();
+    let (base, adapter) = (desk.path("base"), desk.path("adapter"));
+    let (base, adapter) = (base.to_str().unwrap(), adapter.to_str().unwrap());
+    desk.unsay(&["export", base, "--adapter", adapter, "--to", "merged"])
+        .ok();
+    let card = desk.read("merged/README.md");
+    assert!(card.contains("# base with adapter\n"), "{card}");
+    let here = base.strip_suffix("/base").unwrap();
+    assert!(!card.contains(here), "{card}");
+
+    // One that is in the base model of a manifest is a part of where the model comes from.
+    let folder = "base={ folder: { path: base, system: be kind, adapter: adapter } }";
+    desk.unsay(&["run", MANIFEST, "--set", folder, "--results", "on-adapter"])
+        .ok();
+    let arm = [
+        "--set",
+        folder,
+        "--results",
+        "on-adapter",
+        "--arm",
+        "mle",
+        "--to",
+        "on-top",
+    ];
+    desk.unsay(&[&["export", MANIFEST], &arm[..]].concat()).ok();
+    let card = desk.read("on-top/README.md");
+    assert!(card.contains("The adapter adapter was merged into it first."), "{card}");
+}
+
+#[test]
+fn an_adapter_is_no_model_and_what_was_not_run_says_how_to_run_it() {
+    let desk = desk();
+    desk.write("adapter/adapter_config.json", "{}");
+    for words in [
+        &["chat", "adapter"][..],
+        &["generate", "adapter", "--prompt", "hello"],
+        &["export", "adapter", "--to", "out"],
+    ] {
+        let err = desk.unsay(words).fails(2);
+        assert!(err.contains("is an adapter, not a model; hint: "), "{words:?}: {err}");
+    }
+    let which = ["--profile", "top", "--set", "finetune.train.lr=0.02", "--runs", "mine"];
+    let hint =
+        "hint: unsay run pretrained.yaml --profile top --set finetune.train.lr=0.02 --results FOLDER --runs mine";
+    for words in [
+        &["export", MANIFEST, "--arm", "mle", "--to", "out"][..],
+        &["generate", MANIFEST, "--arms", "mle", "--prompt", "hello"],
+    ] {
+        let err = desk.unsay(&[words, &which[..]].concat()).fails(1);
+        assert!(err.contains(hint), "{err}");
+    }
+}

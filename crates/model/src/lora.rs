@@ -165,7 +165,7 @@ impl LoraConfig {
                     let known = known_names(linear).join(", ");
                     return Err(Error::input(
                         "`target_modules`",
-                        format!("of {known}"),
+                        format!("one of {known}"),
                         format!("`{name}`"),
                     ));
                 }

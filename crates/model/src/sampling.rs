@@ -79,13 +79,16 @@ impl Sampling {
         if self.block_ngram == Some(0) {
             return fail("block_ngram", "at least 1", "0".to_owned());
         }
-        let shaped = self.temperature.to_bits() != 1.0_f64.to_bits() || self.top_k.is_some() || self.top_p.is_some();
-        if self.greedy && shaped {
-            return fail(
-                "greedy",
-                "no temperature, top_k or top_p beside it",
-                format!("{self:?}"),
-            );
+        let shaped = [
+            Some(self.temperature)
+                .filter(|t| t.to_bits() != 1.0_f64.to_bits())
+                .map(|t| format!("temperature {t}")),
+            self.top_k.map(|k| format!("top_k {k}")),
+            self.top_p.map(|p| format!("top_p {p}")),
+        ];
+        let shaped: Vec<String> = shaped.into_iter().flatten().collect();
+        if self.greedy && !shaped.is_empty() {
+            return fail("greedy", "no temperature, top_k or top_p beside it", shaped.join(", "));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `unsay chat`: a conversation in the terminal.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,8 +17,12 @@ use super::Usage;
 use super::named::{Named, refuse};
 use super::open;
 use super::voice::{Voice, say};
-use crate::cli::{ChatArgs, print};
+use crate::cli::ChatArgs;
+use crate::output::speak;
 use crate::store::write_atomic;
+
+/// Stands before what is typed.
+const SIGN: &str = "> ";
 
 /// Talks until the user leaves or the input ends.
 pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
@@ -34,17 +38,14 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     };
     let sampling = args.sampling.sampling(args.greedy)?;
     let voice = Voice::load(&place, &args.model, open(&args.device)?)?;
+    let sampling = args.sampling.within(sampling, voice.positions());
     if !voice.tokenizer.is_chat() {
         refuse(&args.model.given()[1..2], "this model", "it has no chat template")?;
     }
     let terminal = std::io::stdin().is_terminal();
     let stop = Interrupt::listen(terminal)?;
     if terminal {
-        let config = voice.decoder.config();
-        let (millions, positions) = (
-            voice.decoder.params().numel() as f64 / 1e6,
-            config.max_position_embeddings,
-        );
+        let (millions, positions) = (voice.decoder.params().numel() as f64 / 1e6, voice.positions());
         say(&format!(
             "{}: {millions:.0} million parameters, {positions} positions. /quit leaves, Ctrl-C stops a reply, `unsay chat --help` shows more.",
             args.what
@@ -63,8 +64,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if terminal {
-            print("> ")?;
-            std::io::stdout().flush()?;
+            speak(SIGN)?;
         }
         let Some(line) = lines.next() else { break };
         let line = line.context("cannot read what was said")?;
@@ -75,7 +75,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
         }
     }
     if terminal {
-        print("\n")?;
+        speak("\n")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -98,6 +98,8 @@ impl Interrupt {
                     heard.1.store(true, Ordering::Relaxed);
                 } else if terminal {
                     say("\n/quit or Ctrl-D leaves");
+                    // A terminal that has gone is found by what reads it.
+                    drop(speak(SIGN));
                 } else {
                     // The exit code that a shell gives a program which this signal ended.
                     std::process::exit(130);
@@ -172,6 +174,9 @@ impl Talk {
         if file.exists() {
             bail!("`{}` is there already", file.display());
         }
+        if self.history.is_empty() {
+            bail!("nothing was said that could be saved");
+        }
         let line = serde_json::json!({ "messages": self.messages() });
         write_atomic(file, format!("{line}\n").as_bytes())
     }
@@ -208,16 +213,15 @@ impl Talk {
         self.turn += 1;
         let reply = made?.pop().context("the model said nothing")?;
         // What of the text was held back while it ended within a character.
-        print(reply.text.get(mouth.said..).unwrap_or_default())?;
-        print(if reply.finished { "\n" } else { " …\n" })?;
+        speak(reply.text.get(mouth.said..).unwrap_or_default())?;
+        speak(if reply.finished { "\n" } else { " …\n" })?;
         self.history.push(Message::new("assistant", reply.text.trim()));
         Ok(())
     }
 
     /// Tokens that a conversation may have.
     fn room(&self) -> usize {
-        let positions = self.voice.decoder.config().max_position_embeddings;
-        positions.saturating_sub(self.sampling.max_new_tokens)
+        self.voice.positions().saturating_sub(self.sampling.max_new_tokens)
     }
 
     /// The conversation as ids, without its oldest exchanges when it has become too long for the model; none when
@@ -239,7 +243,7 @@ impl Talk {
             let what = if forgotten == 1 { "exchange is" } else { "exchanges are" };
             say(&format!(
                 "(the model's {} positions are full: the oldest {forgotten} {what} forgotten)",
-                self.voice.decoder.config().max_position_embeddings
+                self.voice.positions()
             ));
         }
         Ok(ids)
@@ -263,7 +267,7 @@ impl Listener for Mouth<'_> {
             && !text.ends_with(char::REPLACEMENT_CHARACTER)
             && let Some(new) = text.get(self.said..)
         {
-            if print(new).and_then(|()| Ok(std::io::stdout().flush()?)).is_err() {
+            if speak(new).is_err() {
                 return ControlFlow::Break(());
             }
             self.said = text.len();

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::cli::{CheckArgs, print};
+use crate::cli::CheckArgs;
 use crate::manifest::{Manifest, Mistakes};
+use crate::output::print;
 use crate::plan::{Place, build};
 
 /// Checks every profile; mistakes that several profiles share are shown once.

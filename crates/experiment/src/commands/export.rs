@@ -11,12 +11,14 @@ use unsay_data::Tokenizer;
 use unsay_data::catalog::{Places, models};
 use unsay_model::Decoder;
 
-use super::generate::point;
+use super::generate::{ending, seed_of};
 use super::named::{ModelPlace, Named, refuse};
 use super::voice::say;
 use super::{Usage, open, prepare};
-use crate::cli::{CheckpointName, DtypeName, ExportArgs, ManifestArgs, print};
+use crate::cli::{CheckpointName, DtypeName, ExportArgs, ManifestArgs};
+use crate::output::print;
 use crate::plan::Checkpoint;
+use crate::results;
 use crate::results::card::{self, Export, Origin};
 use crate::steps::Models;
 use crate::store::{Store, write_atomic};
@@ -105,10 +107,7 @@ fn of_arm(args: &ExportArgs, manifest: PathBuf) -> Result<Exported> {
     let question = ManifestArgs::of(manifest, args.profile.as_ref(), &args.set, args.runs.as_ref());
     let p = prepare(&question, device)?;
     let store = Store::view(&question.runs.join("store"));
-    let seed = args
-        .seed
-        .or(p.question.seeds.first().copied())
-        .context("the manifest has no seeds")?;
+    let seed = seed_of(&p, args.seed)?;
     let checkpoint = match args.checkpoint {
         None | Some(CheckpointName::Best) => Checkpoint::Best,
         Some(CheckpointName::Last) => Checkpoint::Last,
@@ -119,18 +118,15 @@ fn of_arm(args: &ExportArgs, manifest: PathBuf) -> Result<Exported> {
         device,
         say: &say,
     };
-    let evaluate = &p.plan.steps[point(&p, arm, seed, checkpoint)?.evaluate];
-    let model = models.input(evaluate, "model")?;
-    if !store.has(model) {
-        bail!(
-            "`{}` is not in the store; hint: unsay run {}",
-            model.title,
-            question.manifest.display()
-        );
-    }
+    let (evaluate, model) = ending(&p, &models, &question, (arm, seed, checkpoint))?;
+    // Where the arm as the manifest stands was not measured, results that lie there are of another state of it.
+    let measured = p.plan.points.iter().filter(|point| point.arm == *arm);
+    let measured = measured
+        .map(|point| &p.plan.steps[point.evaluate])
+        .all(|step| store.has(step));
     let results = match (&args.results, args.set.is_empty()) {
         (Some(folder), _) => Some(folder.clone()),
-        (None, true) => Some(crate::results::folder(&p)).filter(|folder| folder.is_dir()),
+        (None, true) => Some(results::folder(&p)).filter(|folder| measured && results::finished(folder)),
         (None, false) => None,
     };
     let origin = Origin::Arm {

@@ -12,8 +12,9 @@ use unsay_rl::{RolloutSettings, rollout};
 use super::named::{ModelPlace, Named, refuse};
 use super::voice::Voice;
 use super::{Prepared, Usage, open, prepare};
-use crate::cli::{GenerateArgs, ManifestArgs, print};
-use crate::plan::{Checkpoint, Point};
+use crate::cli::{GenerateArgs, ManifestArgs};
+use crate::output::speak;
+use crate::plan::{Checkpoint, Point, Step};
 use crate::steps::Models;
 use crate::store::Store;
 
@@ -40,15 +41,15 @@ pub fn generate(args: &GenerateArgs) -> Result<ExitCode> {
     }
 }
 
-/// Calls `speak` with the prompt that was given, or with each line of standard input.
-fn prompts(args: &GenerateArgs, speak: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
+/// Calls `complete` with the prompt that was given, or with each line of standard input.
+fn prompts(args: &GenerateArgs, complete: &mut dyn FnMut(&str) -> Result<()>) -> Result<ExitCode> {
     match &args.prompt {
-        Some(prompt) => speak(prompt)?,
+        Some(prompt) => complete(prompt)?,
         None => {
             for line in std::io::stdin().lock().lines() {
                 let line = line.context("cannot read the prompts")?;
                 if !line.trim().is_empty() {
-                    speak(&line)?;
+                    complete(&line)?;
                 }
             }
         }
@@ -67,6 +68,7 @@ fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
     }
     let sampling = args.sampling.sampling(args.greedy)?;
     let voice = Voice::load(place, &args.model, open(&args.device)?)?;
+    let sampling = args.sampling.within(sampling, voice.positions());
     if !voice.tokenizer.is_chat() && args.model.system.is_some() {
         return Err(Usage("`--system` is for models with a chat template, which this one has not".into()).into());
     }
@@ -89,7 +91,7 @@ fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
         for reply in replies {
             let _ = writeln!(out, "{}{}", reply.text.trim(), if reply.finished { "" } else { " …" });
         }
-        print(&out)
+        speak(&out)
     })
 }
 
@@ -108,10 +110,7 @@ fn arms(args: &GenerateArgs, manifest: std::path::PathBuf) -> Result<ExitCode> {
     let question = ManifestArgs::of(manifest, a.profile.as_ref(), &a.set, a.runs.as_ref());
     let p = prepare(&question, device)?;
     let store = Store::view(&question.runs.join("store"));
-    let seed = a
-        .seed
-        .or(p.question.seeds.first().copied())
-        .context("the manifest has no seeds")?;
+    let seed = seed_of(&p, a.seed)?;
     let models = Models {
         plan: &p.plan,
         store: &store,
@@ -121,15 +120,7 @@ fn arms(args: &GenerateArgs, manifest: std::path::PathBuf) -> Result<ExitCode> {
     let mut voices = Vec::new();
     let mut tokenizer = None;
     for arm in &a.arms {
-        let evaluate = &p.plan.steps[point(&p, arm, seed, Checkpoint::Best)?.evaluate];
-        let model = models.input(evaluate, "model")?;
-        if !store.has(model) {
-            bail!(
-                "`{}` is not in the store; hint: unsay run {}",
-                model.title,
-                question.manifest.display()
-            );
-        }
+        let (evaluate, model) = ending(&p, &models, &question, (arm, seed, Checkpoint::Best))?;
         voices.push(Arm {
             name: arm.clone(),
             decoder: models
@@ -161,8 +152,30 @@ fn arms(args: &GenerateArgs, manifest: std::path::PathBuf) -> Result<ExitCode> {
     })
 }
 
+/// The run seed that is meant: the first where none is named.
+pub(super) fn seed_of(p: &Prepared, named: Option<u64>) -> Result<u64> {
+    named
+        .or(p.question.seeds.first().copied())
+        .context("the manifest has no seeds")
+}
+
+/// What an arm of a seed ends with: its evaluation, which knows the tokenizer, and its model, which is in the store.
+pub(super) fn ending<'a>(
+    p: &'a Prepared,
+    models: &'a Models<'_>,
+    question: &ManifestArgs,
+    (arm, seed, checkpoint): (&str, u64, Checkpoint),
+) -> Result<(&'a Step, &'a Step)> {
+    let evaluate = &p.plan.steps[point(p, arm, seed, checkpoint)?.evaluate];
+    let model = models.input(evaluate, "model")?;
+    if !models.store.has(model) {
+        bail!("`{}` is not in the store; hint: {}", model.title, question.command());
+    }
+    Ok((evaluate, model))
+}
+
 /// The evaluated model that an arm of a seed ends with.
-pub(super) fn point<'a>(p: &'a Prepared, arm: &str, seed: u64, checkpoint: Checkpoint) -> Result<&'a Point> {
+fn point<'a>(p: &'a Prepared, arm: &str, seed: u64, checkpoint: Checkpoint) -> Result<&'a Point> {
     if !p.question.seeds.contains(&seed) {
         return Err(Usage(format!("no seed {seed} in the manifest; seeds: {:?}", p.question.seeds)).into());
     }
@@ -209,5 +222,5 @@ fn side_by_side(
             let _ = writeln!(out, "{:>width$}: {}{cut}", voice.name, reply.completion.trim());
         }
     }
-    print(&out)
+    speak(&out)
 }

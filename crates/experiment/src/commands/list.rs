@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::cli::{ListArgs, print};
+use crate::cli::ListArgs;
 use crate::manifest::Manifest;
+use crate::output::print;
 
 /// What can be listed.
 #[derive(Clone, Copy, Debug, ValueEnum)]

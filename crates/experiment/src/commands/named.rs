@@ -30,6 +30,13 @@ impl Named {
     pub fn find(what: &str) -> Result<Self> {
         let path = Path::new(what);
         if path.is_dir() {
+            let holds = |file: &str| path.join(file).is_file();
+            if holds("adapter_config.json") && !holds("config.json") {
+                return Err(Usage(format!(
+                    "`{what}` is an adapter, not a model; hint: name the model that it is on, with `--adapter {what}`"
+                ))
+                .into());
+            }
             return Ok(Self::Model(ModelPlace::Folder(path.to_owned())));
         }
         if path.exists() {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::{Usage, prepare};
-use crate::cli::{RunArgs, print};
+use crate::cli::RunArgs;
+use crate::output::print;
 use crate::store::Store;
 
 /// Shows the steps in order, with their state in the store.

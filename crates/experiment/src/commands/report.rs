@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::cli::{ReportArgs, print};
+use crate::cli::ReportArgs;
+use crate::output::print;
 use crate::results;
 
 /// Remakes figures and page from the tables.

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::{Prepared, Usage, open, prepare};
-use crate::cli::{RunArgs, print};
+use crate::cli::RunArgs;
+use crate::output::print;
 use crate::results;
 use crate::run::{self, Ended, Job, stop::Stop};
 use crate::store::Store;

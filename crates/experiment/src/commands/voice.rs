@@ -56,6 +56,11 @@ impl Voice {
         })
     }
 
+    /// Tokens that the model can read and write in all.
+    pub fn positions(&self) -> usize {
+        self.decoder.config().max_position_embeddings
+    }
+
     /// What the model reads before it answers a conversation.
     pub fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>> {
         if self.tokenizer.is_chat() {
@@ -125,6 +130,18 @@ impl SamplingArgs {
         };
         sampling.check().map_err(|e| Usage(e.to_string()))?;
         Ok(sampling)
+    }
+
+    /// Where no option says how long a reply may be: at most half of the model's positions.
+    pub fn within(&self, sampling: Sampling, positions: usize) -> Sampling {
+        if self.max_new_tokens.is_some() {
+            return sampling;
+        }
+        let longest = sampling.max_new_tokens.min(positions / 2);
+        Sampling {
+            max_new_tokens: longest.max(sampling.min_new_tokens).max(1),
+            ..sampling
+        }
     }
 
     /// The options by name, and whether each was given.

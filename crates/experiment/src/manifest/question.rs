@@ -247,6 +247,16 @@ pub enum EvalSplit {
     Test,
 }
 
+impl EvalSplit {
+    /// The word of manifests and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Test => "test",
+        }
+    }
+}
+
 /// Who judges safety.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

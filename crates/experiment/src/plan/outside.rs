@@ -134,14 +134,7 @@ const TEMPLATES: [&str; 2] = ["chat_templates", "additional_chat_templates"];
 
 impl Content {
     fn read(folder: &Path) -> Result<Self> {
-        let mut names = listed(folder, "")?;
-        for below in TEMPLATES {
-            if folder.join(below).is_dir() {
-                names.extend(listed(&folder.join(below), &format!("{below}/"))?);
-            }
-        }
-        names.sort();
-        let files = names.into_iter().map(|name| Entry::read(folder, name));
+        let files = names(folder)?.into_iter().map(|name| Entry::read(folder, name));
         Ok(Self {
             folder: folder.to_owned(),
             files: files.collect::<Result<_>>()?,
@@ -156,8 +149,15 @@ impl Content {
         hex(&all.finalize())
     }
 
-    /// The folder, when sizes and times of its files are those that were read.
+    /// The folder, when it has the files that were read, with their sizes and times.
     fn unchanged(&self) -> Result<PathBuf> {
+        let known = self.files.iter().map(|file| &file.name);
+        if !names(&self.folder)?.iter().eq(known) {
+            bail!(
+                "`{}` has other files since this run began; hint: give the same command again",
+                self.folder.display()
+            );
+        }
         for file in &self.files {
             let path = self.folder.join(&file.name);
             let now = fs::metadata(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -172,7 +172,19 @@ impl Content {
     }
 }
 
-/// Names of the files of a model in a folder.
+/// Names of all files that make up the model of a folder, sorted.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = listed(folder, "")?;
+    for below in TEMPLATES {
+        if folder.join(below).is_dir() {
+            names.extend(listed(&folder.join(below), &format!("{below}/"))?);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Names of the files of a model in one folder.
 fn listed(folder: &Path, before: &str) -> Result<Vec<String>> {
     let read = || -> std::io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -218,4 +230,36 @@ impl Entry {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test: a panic is the report")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_changes_while_a_run_goes_on_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("config.json", "{}");
+        write("README.md", "read me");
+        let content = Content::read(folder.path()).unwrap();
+        write("README.md", "what is beside the model may change");
+        assert_eq!(content.unchanged().unwrap(), folder.path());
+
+        // A template beside the tokenizer changes what the model reads, though no file of before is touched.
+        write("chat_template.jinja", "{{ messages }}");
+        let error = content.unchanged().unwrap_err().to_string();
+        assert!(error.contains("other files since this run began"), "{error}");
+        fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+
+        write("config.json", "{ }");
+        let error = content.unchanged().unwrap_err().to_string();
+        assert!(
+            error.contains("config.json` has changed since this run began"),
+            "{error}"
+        );
+        fs::remove_file(folder.path().join("config.json")).unwrap();
+        content.unchanged().unwrap_err();
+    }
 }

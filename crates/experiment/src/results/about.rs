@@ -86,7 +86,7 @@ impl About {
             content_warning: q.content_warning.clone(),
             arms: q.arms.keys().cloned().collect(),
             seeds: q.seeds.clone(),
-            split: format!("{:?}", q.evaluate.split).to_lowercase(),
+            split: q.evaluate.split.name().to_owned(),
             overrides: overrides.to_vec(),
             table: q.table.clone(),
             figures: q.figures.clone(),

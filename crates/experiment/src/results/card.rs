@@ -83,7 +83,8 @@ pub fn card(export: &Export<'_>) -> Result<String> {
             about(&mut out, prepared, arm, *seed, *checkpoint)?;
             data(&mut out, prepared)?;
             if let Some(folder) = results {
-                measured(&mut out, prepared, folder, arm, *seed, *checkpoint)?;
+                let about = results_of(prepared, folder, overrides)?;
+                measured(&mut out, prepared, (folder, &about), arm, *seed, *checkpoint)?;
             }
             provenance(&mut out, prepared, manifest, overrides, step);
             Ok(out)
@@ -143,14 +144,16 @@ fn in_folder(folder: &Path) -> BaseModel {
     let plain = |c: &char| c.is_ascii_alphanumeric() || "-._".contains(*c);
     let stated = stated.map(|l| l.chars().filter(plain).collect::<String>());
     BaseModel {
-        name: folder
-            .file_name()
-            .unwrap_or(folder.as_os_str())
-            .to_string_lossy()
-            .into_owned(),
+        name: name_of(folder),
         licence: stated.filter(|licence| !licence.is_empty()),
         source: None,
     }
+}
+
+/// The last part of a path: where a folder lies is of no use on another machine.
+fn name_of(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or(folder.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 fn of_model(place: &ModelPlace, folder: &Path, adapter: Option<&Path>) -> String {
@@ -162,7 +165,7 @@ fn of_model(place: &ModelPlace, folder: &Path, adapter: Option<&Path>) -> String
     let name = escape(&base.name);
     let _ = match adapter {
         Some(adapter) => {
-            let adapter = escape(&adapter.display().to_string());
+            let adapter = escape(&name_of(adapter));
             writeln!(
                 out,
                 "# {name} with {adapter}\n\nThe weights of {name} with the LoRA adapter {adapter} merged into them.\n"
@@ -204,7 +207,16 @@ fn about(out: &mut String, p: &Prepared, arm: &str, seed: u64, checkpoint: Check
         let _ = writeln!(out, "**Content warning.** {}\n", escape(warning));
     }
     match base_of(&q.base)? {
-        Some(base) => licence(out, &base),
+        Some(base) => {
+            licence(out, &base);
+            if let Some(adapter) = q.base.adapter() {
+                let _ = writeln!(
+                    out,
+                    "The adapter {} was merged into it first.\n",
+                    escape(&name_of(adapter))
+                );
+            }
+        }
         None => out.push_str("Base model: trained from random weights by the same manifest.\n\n"),
     }
     let form = q.arms.get(arm).with_context(|| format!("no arm `{arm}`"))?;
@@ -255,8 +267,8 @@ fn data(out: &mut String, p: &Prepared) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of the arm as the page of the results shows them.
-fn measured(out: &mut String, p: &Prepared, folder: &Path, arm: &str, seed: u64, checkpoint: Checkpoint) -> Result<()> {
+/// What a results folder says of itself, refused where that is another question, profile or state of the manifest.
+fn results_of(p: &Prepared, folder: &Path, overrides: &[String]) -> Result<About> {
     let about = About::read(folder)?;
     if about.name != p.question.name || about.profile != p.profile {
         anyhow::bail!(
@@ -266,6 +278,31 @@ fn measured(out: &mut String, p: &Prepared, folder: &Path, arm: &str, seed: u64,
             about.profile
         );
     }
+    let differs = [
+        ("overrides", about.overrides != overrides),
+        ("arms", !about.arms.iter().eq(p.question.arms.keys())),
+        ("seeds", about.seeds != p.question.seeds),
+        ("split", about.split != p.question.evaluate.split.name()),
+    ];
+    if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
+        anyhow::bail!(
+            "`{}` holds results with other {what} than this manifest; hint: unsay run makes them anew, --results names \
+             others",
+            folder.display()
+        );
+    }
+    Ok(about)
+}
+
+/// The numbers of the arm as the page of the results shows them.
+fn measured(
+    out: &mut String,
+    p: &Prepared,
+    (folder, about): (&Path, &About),
+    arm: &str,
+    seed: u64,
+    checkpoint: Checkpoint,
+) -> Result<()> {
     let tables = Tables::read(folder)?;
     let table = SummarySpec {
         checkpoints: vec![checkpoint.name().to_owned()],

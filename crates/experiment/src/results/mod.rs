@@ -27,6 +27,11 @@ pub fn folder(p: &Prepared) -> PathBuf {
     PathBuf::from("results").join(&p.question.name).join(&p.profile)
 }
 
+/// Whether a folder holds the results of a run that was finished.
+pub fn finished(folder: &Path) -> bool {
+    folder.join(about::FILE).is_file()
+}
+
 /// Writes tables, figures and page of a finished run.
 pub fn write(p: &Prepared, store: &Store, folder: &Path, overrides: &[String]) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;

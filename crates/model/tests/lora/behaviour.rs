@@ -224,7 +224,7 @@ fn what_does_not_fit_the_model_is_refused_by_name() {
             c.target_modules = named(&["q_proj", "v_proj", "q_proj"])
         }),
         (
-            "`target_modules`: expected of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`, \
+            "`target_modules`: expected one of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`, \
              got `proj`",
             |c| c.target_modules = named(&["q_proj", "proj"]),
         ),
