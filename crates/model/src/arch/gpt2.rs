@@ -152,10 +152,6 @@ impl Form for Gpt2 {
         (0..config.num_hidden_layers).flat_map(names).collect()
     }
 
-    fn window(&self, _: &Config, _: usize) -> Option<usize> {
-        None
-    }
-
     fn padding_is_not_trained(&self) -> bool {
         false
     }

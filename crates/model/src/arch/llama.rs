@@ -24,6 +24,8 @@ pub struct Llama {
     pub mlp_bias: bool,
 }
 
+/// What every name of the trunk begins with.
+pub(super) const PREFIX: &str = "model.";
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm";
 
@@ -252,37 +254,5 @@ impl Form for Llama {
             mlp: self.mlp_bias,
         };
         tensors(config, biases)
-    }
-
-    fn prefix(&self) -> &'static str {
-        "model."
-    }
-
-    fn buffers(&self, config: &Config) -> Vec<String> {
-        buffers(config)
-    }
-
-    fn window(&self, _: &Config, _: usize) -> Option<usize> {
-        None
-    }
-
-    fn padding_is_not_trained(&self) -> bool {
-        true
-    }
-
-    fn embedding(&self) -> &'static str {
-        EMBEDDING
-    }
-
-    fn positions(&self, config: &Config, params: &Params) -> Result<Positions> {
-        positions(config, params, config.head_dim)
-    }
-
-    fn block(&self, config: &Config, params: &Params, index: usize) -> Result<Block> {
-        separate_block(config, params, index)
-    }
-
-    fn final_norm(&self, config: &Config, params: &Params) -> Result<Norm> {
-        final_norm(config, params)
     }
 }

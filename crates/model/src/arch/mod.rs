@@ -69,7 +69,8 @@ impl Architecture {
     }
 }
 
-/// What one architecture's file says about it. Errors of reading are sentences that name the field.
+/// What one architecture's file says about it. Errors of reading are sentences that name the field. What has a
+/// body here is as in Llama, whose relatives say only where they differ.
 pub(crate) trait Form: Debug {
     /// Its name in `config.json`.
     fn model_type(&self) -> &'static str;
@@ -90,29 +91,45 @@ pub(crate) trait Form: Debug {
     fn tensors(&self, config: &Config) -> Vec<Spec>;
 
     /// What every name of the trunk's tensors begins with; folders of the bare trunk leave it out.
-    fn prefix(&self) -> &'static str;
+    fn prefix(&self) -> &'static str {
+        llama::PREFIX
+    }
 
     /// Tensors that folders may hold although they are computed and not learned; they are left unread.
-    fn buffers(&self, config: &Config) -> Vec<String>;
+    fn buffers(&self, config: &Config) -> Vec<String> {
+        llama::buffers(config)
+    }
 
     /// How many positions a position of block number `index` sees, itself included; none for all before it.
-    fn window(&self, config: &Config, index: usize) -> Option<usize>;
+    fn window(&self, _: &Config, _: usize) -> Option<usize> {
+        None
+    }
 
     /// Whether the row of `pad_token_id` in the embedding collects no gradient from the tokens it is read
     /// for, as in transformers' modelling file.
-    fn padding_is_not_trained(&self) -> bool;
+    fn padding_is_not_trained(&self) -> bool {
+        true
+    }
 
     /// The name of the token embedding [V, D].
-    fn embedding(&self) -> &'static str;
+    fn embedding(&self) -> &'static str {
+        llama::EMBEDDING
+    }
 
     /// How positions enter.
-    fn positions(&self, config: &Config, params: &Params) -> Result<Positions>;
+    fn positions(&self, config: &Config, params: &Params) -> Result<Positions> {
+        llama::positions(config, params, config.head_dim)
+    }
 
     /// Block number `index`.
-    fn block(&self, config: &Config, params: &Params, index: usize) -> Result<Block>;
+    fn block(&self, config: &Config, params: &Params, index: usize) -> Result<Block> {
+        llama::separate_block(config, params, index)
+    }
 
     /// The norm after the last block.
-    fn final_norm(&self, config: &Config, params: &Params) -> Result<Norm>;
+    fn final_norm(&self, config: &Config, params: &Params) -> Result<Norm> {
+        llama::final_norm(config, params)
+    }
 }
 
 /// A tensor that a model has.

@@ -11,7 +11,6 @@ use crate::fields::Fields;
 use crate::hf::ModelClass;
 use crate::linear::{Layout, Linear};
 use crate::mlp::Inner;
-use crate::norm::Norm;
 use crate::positions::Positions;
 use crate::{Config, Params, Result, RopeScaling, frequencies};
 
@@ -113,24 +112,8 @@ impl Form for Phi3 {
         list
     }
 
-    fn prefix(&self) -> &'static str {
-        "model."
-    }
-
-    fn buffers(&self, config: &Config) -> Vec<String> {
-        llama::buffers(config)
-    }
-
     fn window(&self, _: &Config, _: usize) -> Option<usize> {
         self.sliding_window
-    }
-
-    fn padding_is_not_trained(&self) -> bool {
-        true
-    }
-
-    fn embedding(&self) -> &'static str {
-        llama::EMBEDDING
     }
 
     fn positions(&self, config: &Config, params: &Params) -> Result<Positions> {
@@ -143,9 +126,5 @@ impl Form for Phi3 {
         let projections = Projections::Fused(linear("self_attn.qkv_proj")?);
         let inner = Inner::FusedGate(linear("mlp.gate_up_proj")?);
         llama::block(config, params, index, projections, inner)
-    }
-
-    fn final_norm(&self, config: &Config, params: &Params) -> Result<Norm> {
-        llama::final_norm(config, params)
     }
 }

@@ -4,12 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::llama::{self, Biases, Defaults};
 use super::{Architecture, Form, Spec};
-use crate::block::Block;
 use crate::fields::{Fields, LAYER_TYPES};
 use crate::hf::ModelClass;
-use crate::norm::Norm;
-use crate::positions::Positions;
-use crate::{Config, Params, Result, frequencies};
+use crate::{Config, Result, frequencies};
 
 /// Fields that only Qwen 2 has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,35 +114,7 @@ impl Form for Qwen2 {
         llama::tensors(config, biases)
     }
 
-    fn prefix(&self) -> &'static str {
-        "model."
-    }
-
-    fn buffers(&self, config: &Config) -> Vec<String> {
-        llama::buffers(config)
-    }
-
     fn window(&self, _: &Config, index: usize) -> Option<usize> {
         self.sliding_window.filter(|_| self.has_window(index))
-    }
-
-    fn padding_is_not_trained(&self) -> bool {
-        true
-    }
-
-    fn embedding(&self) -> &'static str {
-        llama::EMBEDDING
-    }
-
-    fn positions(&self, config: &Config, params: &Params) -> Result<Positions> {
-        llama::positions(config, params, config.head_dim)
-    }
-
-    fn block(&self, config: &Config, params: &Params, index: usize) -> Result<Block> {
-        llama::separate_block(config, params, index)
-    }
-
-    fn final_norm(&self, config: &Config, params: &Params) -> Result<Norm> {
-        llama::final_norm(config, params)
     }
 }
