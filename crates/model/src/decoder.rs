@@ -94,8 +94,8 @@ impl Decoder {
         self
     }
 
-    /// The same model computing in another precision. Trained weights are kept in f32 beside their rounded copies;
-    /// frozen ones are rounded for good, so choose what is trained first.
+    /// The same model computing in another precision. In bf16 the f32 weights are kept beside their rounded copies, so that
+    /// what is saved is not rounded; those below an adapter are not, so put it on first.
     ///
     /// **Errors**: those of [`Precision::check`]; [`Error::Input`] for bf16 from f64 weights.
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
@@ -225,7 +225,7 @@ pub(crate) fn save(dir: &Path, config: &Config, params: &Params, class: ModelCla
     }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let tensors: Vec<_> = params.iter().collect();
-    // What is frozen in bf16 has no weights in f32 beside.
+    // What was below an adapter in bf16 has no weights in f32 beside.
     let narrow = tensors
         .iter()
         .any(|(_, t)| t.f_kind().is_ok_and(|k| k == Kind::BFloat16));

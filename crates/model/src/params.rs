@@ -30,8 +30,8 @@ impl Param {
         &self.value
     }
 
-    /// The f32 weights of which the leaf is the rounded copy; only of what is trained in bf16. An optimiser updates
-    /// these and then calls [`Param::round`].
+    /// The f32 weights of which the leaf is the rounded copy: in bf16, and not of what lies below an adapter. An
+    /// optimiser updates those of what is trained and then calls [`Param::round`].
     pub fn master(&self) -> Option<&Tensor> {
         self.master.as_ref()
     }
@@ -112,13 +112,13 @@ impl Param {
         Ok(())
     }
 
-    /// The same weights in another kind, without gradients.
-    fn into_kind(self, kind: Kind) -> Result<Self> {
+    /// The same weights in another kind, without gradients; `keep` what they were although it is frozen.
+    fn into_kind(self, kind: Kind, keep: bool) -> Result<Self> {
         let full = self.full().f_detach()?;
         let is = full.f_kind()?;
         let (value, master) = match kind {
             _ if self.value.f_kind()? == kind => (self.value, self.master),
-            Kind::BFloat16 if is == Kind::Float => (full.f_to_kind(kind)?, self.trainable.then_some(full)),
+            Kind::BFloat16 if is == Kind::Float => (full.f_to_kind(kind)?, (keep || self.trainable).then_some(full)),
             // Models in f64 are wider than what is asked for, and stay.
             Kind::Float if is == Kind::Double => (full, None),
             Kind::Float => (full.f_to_kind(kind)?, None),
@@ -309,10 +309,11 @@ impl Params {
         Ok(kinds.try_fold(true, |all, is| Ok::<_, tch::TchError>(all && fits(is?)))?)
     }
 
-    /// The same weights to compute with in another kind: f32, or bf16 with f32 masters of what is trained. Frozen tensors
-    /// are rounded and have no master.
+    /// The same weights to compute with in another kind: f32, or bf16 with f32 masters of what will be saved. That is
+    /// everything, or only the adapter where there is one: the weights below it are rounded and have no master.
     pub(crate) fn into_kind(self, kind: Kind) -> Result<Self> {
-        let entries = self.entries.into_iter().map(|param| param.into_kind(kind));
+        let keep = self.adapter.is_none();
+        let entries = self.entries.into_iter().map(|param| param.into_kind(kind, keep));
         Ok(Self {
             entries: entries.collect::<Result<_>>()?,
             ..self
