@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Settings of [`generate`](crate::generate()). The order is that of the field: end-of-sequence and
+/// Settings of a [`Generation`](crate::Generation). The order is that of the field: end-of-sequence and
 /// n-gram bans, temperature, top-k, then top-p on what top-k left, renormalised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

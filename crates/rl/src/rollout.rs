@@ -4,7 +4,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Example, Limits, Tokenizer, encode_prompt, stream};
-use unsay_model::{Decoder, Sampling, generate};
+use unsay_model::{Decoder, Generation, Sampling};
 
 use crate::error::{Error, Result};
 
@@ -84,15 +84,8 @@ pub fn rollout(
         }
     }
     let mut draw = |row: usize, step: usize| draws[row].at(step);
-    let generated = generate(
-        decoder,
-        &rows,
-        &settings.sampling,
-        tokenizer.ends(),
-        settings.batch,
-        &mut draw,
-        progress,
-    )?;
+    let request = Generation::new(decoder, &settings.sampling, tokenizer.ends()).batch(settings.batch);
+    let generated = request.draws(&mut draw).progress(progress).run(&rows)?;
     let mut rollouts = Vec::with_capacity(generated.len());
     for (row, one) in generated.into_iter().enumerate() {
         rollouts.push(Rollout {

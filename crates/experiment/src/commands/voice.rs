@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Device;
 use unsay_data::catalog::{Places, models};
 use unsay_data::{Limits, Message, Tokenizer, encode_chat, encode_prompt};
-use unsay_model::{Decoder, Listener, Precision, Sampling, generate_heard};
+use unsay_model::{Decoder, Generation, Listener, Precision, Sampling};
 use unsay_rl::Draws;
 
 use super::Usage;
@@ -87,7 +87,10 @@ impl Voice {
         let mut draws: Vec<Draws> = (0..n).map(|sample| Draws::new(seed, position, sample)).collect();
         let mut draw = |row: usize, step: usize| draws[row].at(step);
         let ends = self.tokenizer.ends();
-        let made = generate_heard(&self.decoder, &prompts, sampling, ends, BATCH, &mut draw, listener)?;
+        let request = Generation::new(&self.decoder, sampling, ends)
+            .batch(BATCH)
+            .draws(&mut draw);
+        let made = request.listener(listener).run(&prompts)?;
         let reply = |one: unsay_model::Generated| {
             Ok(Reply {
                 text: self.tokenizer.decode(&one.ids)?,
