@@ -69,6 +69,6 @@ pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use precision::Precision;
 pub use replay::Replayed;
-pub use sampling::Sampling;
+pub use sampling::{Beam, EarlyStopping, Sampling};
 pub use trained::Trained;
 pub use trunk::{Rounding, Trunk};

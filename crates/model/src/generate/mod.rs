@@ -1,5 +1,6 @@
 //! Generation with a key/value cache.
 
+mod beam;
 mod engine;
 mod packed;
 mod product;
@@ -25,6 +26,9 @@ pub struct Generated {
     pub logps: Vec<f32>,
     /// Whether a token of `ends` was chosen.
     pub finished: bool,
+    /// Of a beam search, what the completion was found best by: the sum of its log-probs over its length, the end token
+    /// counted, to the power of the length penalty.
+    pub score: Option<f32>,
 }
 
 /// Hears of generation while it goes on. Nothing that is told decides a token.
@@ -49,7 +53,7 @@ pub type Guide<'a> = dyn Fn(&Tensor, &Tensor) -> Result<Tensor, Box<dyn std::err
 /// The uniform draw in [0, 1) that decides a token, by prompt and step.
 pub type Draw<'a> = dyn FnMut(usize, usize) -> f32 + 'a;
 
-/// Rows at once where nothing is said.
+/// Rows at once where nothing is said; each beam of a search is a row.
 const BATCH: usize = 32;
 
 /// A way to complete prompts: how tokens are chosen and what ends a completion, and what may be added to that.
@@ -98,13 +102,14 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Up to so many completions at once, 32 if nothing is said; changes speed and memory only.
+    /// Up to so many rows at once, 32 if nothing is said: a row is a completion, or a beam of one. Changes speed and memory
+    /// only.
     pub fn batch(mut self, rows: usize) -> Self {
         self.batch = rows;
         self
     }
 
-    /// Where draws come from; only greedy generation needs none. Draws of a step may be asked for and not used.
+    /// Where draws come from; greedy generation and beams need none. Draws of a step may be asked for and not used.
     pub fn draws(mut self, draw: &'a mut Draw<'a>) -> Self {
         self.draws = Some(draw);
         self
@@ -117,7 +122,8 @@ impl<'a> Generation<'a> {
         self
     }
 
-    /// Someone who hears every token at once, and may end a completion.
+    /// Someone who hears every token at once, and may end a completion. Of a beam search the tokens are told when they are
+    /// decided, which is at the end.
     pub fn listener(mut self, listener: &'a mut dyn Listener) -> Self {
         self.listener = Some(listener);
         self
@@ -135,13 +141,17 @@ impl<'a> Generation<'a> {
     /// [`Error::Guide`].
     pub fn run(mut self, prompts: &[Vec<u32>]) -> Result<Vec<Generated>> {
         self.check(prompts)?;
-        let rows = self.batch.min(prompts.len());
+        let beams = self.sampling.beam.as_ref().map_or(1, |beam| beam.size);
+        let rows = self.batch.max(beams).min(prompts.len() * beams);
         if rows == 0 {
             return Ok(Vec::new());
         }
         no_grad(|| {
             let engine = Engine::new(self.decoder, rows)?;
-            rows::complete(&engine, &mut self, prompts, rows)
+            match &self.sampling.beam {
+                Some(beam) => beam::complete(&engine, &mut self, (prompts, beam), rows),
+                None => rows::complete(&engine, &mut self, prompts, rows),
+            }
         })
     }
 
@@ -152,8 +162,15 @@ impl<'a> Generation<'a> {
         if self.batch == 0 {
             return Err(Error::input("generation batch", "at least 1", 0));
         }
-        if !sampling.greedy && self.draws.is_none() {
+        if !sampling.greedy && sampling.beam.is_none() && self.draws.is_none() {
             return Err(Error::input("draws", "a source of them, which sampling needs", "none"));
+        }
+        if let Some(beam) = &sampling.beam
+            && beam.n_best(ends.len()) > config.vocab_size
+        {
+            let most = config.vocab_size / beam.n_best(ends.len()).div_ceil(beam.size);
+            let expected = format!("at most {most} for a vocabulary of {}", config.vocab_size);
+            return Err(Error::input("`size` of beams", expected, beam.size));
         }
         if ends.is_empty() {
             return Err(Error::input("end tokens", "at least one", "none"));

@@ -75,6 +75,7 @@ impl<'a> Rows<'a> {
             ids: Vec::new(),
             logps: Vec::new(),
             finished: false,
+            score: None,
         };
         Ok(Self {
             engine,

@@ -84,6 +84,11 @@ impl Slots {
         Ok(())
     }
 
+    /// How many tokens the longest row has keys of.
+    pub(super) fn longest(&self) -> usize {
+        self.filled.iter().max().map_or(0, |&n| n as usize)
+    }
+
     /// Says how many tokens of a row have keys.
     pub(super) fn set_filled(&mut self, row: usize, n: usize) {
         self.filled[row] = n as i64;
