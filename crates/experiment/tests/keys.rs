@@ -23,13 +23,13 @@ const KEYS: [(&str, &str); 9] = [
     ("train cringe, seed 0", "e491ca96d8d3c8a275c117aa"),
     (
         "own replies of cringe_iterative, iteration 1, seed 0",
-        "69bd0cbeffbaeceda26e3f15",
+        "367e5005e296459676bb1065",
     ),
     (
         "train cringe_iterative, iteration 2, seed 0",
-        "7029a41478f99a8413f36067",
+        "f6660c6cf49dc1cbdd68957d",
     ),
-    ("evaluate base, seed 0, best", "ce914883a69613e45069d349"),
+    ("evaluate base, seed 0, best", "a2686a42ad0550545002ea70"),
 ];
 
 #[test]

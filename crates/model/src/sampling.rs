@@ -38,8 +38,8 @@ pub struct Sampling {
 /// and of the `size` best finished ones the best is taken. A completion's score is the sum of its log-probs over its length
 /// to the power of the length penalty; bans of end tokens and n-grams are applied to the log-probs and not renormalised.
 ///
-/// **Differs from** transformers: n-grams are those of the completion alone. From ParlAI's beams, which normalise by
-/// ((5 + n) / 6)^α instead and stop once `size` completions have finished.
+/// **Differs from** transformers: n-grams are those of the completion alone. From ParlAI, whose beams normalise lengths and
+/// stop by rules of their own, and block n-grams of the context too.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Beam {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub struct RolloutSettings {
     /// Completions of each prompt, at least 1.
     pub samples_per_prompt: usize,
-    /// Completions generated at once, at least 1; changes speed and memory only.
+    /// Rows generated at once, at least 1; changes speed and memory only.
     pub batch: usize,
     /// How each token is chosen.
     pub sampling: Sampling,
@@ -31,6 +31,13 @@ impl RolloutSettings {
                     got: "0".into(),
                 });
             }
+        }
+        if self.sampling.beam.is_some() && self.samples_per_prompt > 1 {
+            return Err(Error::Range {
+                name: "samples_per_prompt",
+                expected: "1 with beams, which find one completion",
+                got: self.samples_per_prompt.to_string(),
+            });
         }
         Ok(self.sampling.check()?)
     }

@@ -111,16 +111,17 @@ impl Kind {
     /// Part of the key: raised when the code of this kind of step changes what it writes.
     fn version(&self) -> u32 {
         match self {
-            // 2: replies that were cut at the length limit are left out.
-            Self::Rollout { .. } => 2,
+            // 2: replies that were cut at the length limit are left out. 3: as `Evaluate` 2.
+            Self::Rollout { .. } => 3,
+            // 2: generation multiplies with packed weights and refilled rows, which round in another order.
+            Self::Evaluate { .. } => 2,
             // 2: value and gradient in one pass, which rounds in another order.
             Self::Pretrain { .. } | Self::Train { .. } => 2,
             Self::Records { .. }
             | Self::Base(_)
             | Self::Tokenizer { .. }
             | Self::States { .. }
-            | Self::Classifier { .. }
-            | Self::Evaluate { .. } => 1,
+            | Self::Classifier { .. } => 1,
         }
     }
 
