@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Config, Decoder, Generation, Sampling, Size};
+use unsay_model::{Beam, Config, Decoder, EarlyStopping, Generation, Sampling, Size};
 
 const VOCAB: usize = 800;
 const ROWS: i64 = 32;
@@ -58,19 +58,39 @@ fn generation(c: &mut Criterion) {
         ..Sampling::new(NEW)
     };
     let mut group = c.benchmark_group("generate_16_tokens");
-    for n in [1, 32] {
-        group.throughput(Throughput::Elements((n * NEW) as u64));
-        group.bench_function(format!("batch_{n}"), |b| {
+    let long = vec![(4..36).collect::<Vec<u32>>(); 32];
+    for (name, prompts, rows) in [
+        ("batch_1", &prompts[..1], 1),
+        ("batch_32", &prompts[..], 32),
+        ("batch_32_of_one_prompt", &long[..], 32),
+        ("batch_8_refilled", &prompts[..], 8),
+    ] {
+        group.throughput(Throughput::Elements((prompts.len() * NEW) as u64));
+        group.bench_function(name, |b| {
             b.iter(|| {
                 let mut draw = |_, _| rng.random::<f32>();
                 Generation::new(&model, &sampling, &[3])
-                    .batch(n)
+                    .batch(rows)
                     .draws(&mut draw)
-                    .run(&prompts[..n])
+                    .run(prompts)
                     .is_ok()
             });
         });
     }
+    let beam = Beam {
+        size: 4,
+        length_penalty: 1.0,
+        early_stopping: EarlyStopping::Heuristic,
+    };
+    let search = Sampling {
+        beam: Some(beam),
+        min_new_tokens: NEW,
+        ..Sampling::new(NEW)
+    };
+    group.throughput(Throughput::Elements((8 * NEW) as u64));
+    group.bench_function("beams_4_of_8_prompts", |b| {
+        b.iter(|| Generation::new(&model, &search, &[3]).run(&prompts[..8]).is_ok());
+    });
     group.finish();
 }
 

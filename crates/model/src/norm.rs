@@ -94,6 +94,15 @@ pub(crate) enum LeanNorm<'a> {
         /// √(eps D).
         least: Tensor,
     },
+    /// x / rms(x) in f32, rounded to the kind of x before it meets the weight.
+    Narrow {
+        /// w.
+        weight: &'a Tensor,
+        /// √(eps D).
+        least: Tensor,
+        /// 1/√D.
+        unit: f64,
+    },
     /// Computed as for gradients.
     Same(&'a Norm),
 }
@@ -105,12 +114,19 @@ impl Norm {
                 weight,
                 eps,
                 in_f32: false,
-            } if weight.f_kind()? != Kind::BFloat16 => {
+            } => {
                 let width = weight.numel() as f64;
-                let least = Tensor::f_from_slice(&[(eps * width).sqrt()])?;
-                Ok(LeanNorm::Rms {
-                    weight: weight.f_mul_scalar(width.sqrt())?,
-                    least: least.f_to_kind(weight.f_kind()?)?.f_to(weight.device())?,
+                let least = Tensor::f_from_slice(&[(eps * width).sqrt()])?.f_to(weight.device())?;
+                Ok(match weight.f_kind()? {
+                    Kind::BFloat16 => LeanNorm::Narrow {
+                        weight,
+                        least: least.f_to_kind(Kind::Float)?,
+                        unit: width.sqrt().recip(),
+                    },
+                    kind => LeanNorm::Rms {
+                        weight: weight.f_mul_scalar(width.sqrt())?,
+                        least: least.f_to_kind(kind)?,
+                    },
                 })
             }
             _ => Ok(LeanNorm::Same(self)),
@@ -126,7 +142,46 @@ impl LeanNorm<'_> {
                 let length = x.f_norm_scalaropt_dim(2.0, [-1].as_slice(), true)?;
                 Ok(x.f_div(&length.f_hypot(least)?)?.f_mul_(weight)?)
             }
+            Self::Narrow { weight, least, unit } => {
+                let length = x.f_norm_scalaropt_dim_dtype(2.0, [-1].as_slice(), true, Kind::Float)?;
+                let rms = length.f_hypot(least)?.f_mul_scalar_(*unit)?;
+                Ok(x.f_div(&rms)?.f_to_kind(x.f_kind()?)?.f_mul_(weight)?)
+            }
             Self::Same(norm) => norm.forward(x),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both forms of each norm, and of an RMS norm's kinds.
+    #[test]
+    fn lean_norms_are_the_norms() {
+        let kinds = [(Kind::Double, 1e-14), (Kind::Float, 1e-6), (Kind::BFloat16, 0.02)];
+        let x = Tensor::arange(60, (Kind::Double, tch::Device::Cpu)).view([3, 20]).sin() * 3.0;
+        for (kind, tolerance) in kinds {
+            let (x, weight) = (x.to_kind(kind), x.get(0).cos().to_kind(kind));
+            let rms = |in_f32| Norm::Rms {
+                weight: weight.shallow_clone(),
+                eps: 0.5,
+                in_f32,
+            };
+            let layer = Norm::Layer {
+                weight: weight.shallow_clone(),
+                bias: weight.shallow_clone(),
+                eps: 0.5,
+            };
+            for (norm, lean) in [(rms(false), true), (rms(true), false), (layer, false)] {
+                let own = norm.lean().unwrap();
+                assert_eq!(matches!(own, LeanNorm::Same(_)), !lean, "{norm:?}");
+                let difference = (own.forward(&x).unwrap() - norm.forward(&x).unwrap()).abs().max();
+                assert!(
+                    difference.double_value(&[]) <= tolerance,
+                    "{norm:?} in {kind:?}: {difference}"
+                );
+            }
         }
     }
 }

@@ -45,14 +45,11 @@ struct Layer<'a> {
 }
 
 impl<'a> Engine<'a> {
-    /// Lays a decoder out for up to `rows` rows at once.
-    pub(super) fn new(decoder: &'a Decoder, rows: usize) -> Result<Self> {
+    /// Lays a decoder out.
+    pub(super) fn new(decoder: &'a Decoder) -> Result<Self> {
         let trunk = decoder.trunk();
         let (kind, device) = (trunk.kind()?, trunk.device());
-        let packer = match Packer::pays(kind, device, rows) {
-            true => Some(Rc::new(Packer::new()?)),
-            false => None,
-        };
+        let packer = Packer::find(kind, device).map(Rc::new);
         let packer = packer.as_ref();
         // libtorch's bf16 kernels for attention take longer than those for f32, and bf16 keys are f32 numbers.
         let attention = match (kind, device) {

@@ -147,7 +147,7 @@ impl<'a> Generation<'a> {
             return Ok(Vec::new());
         }
         no_grad(|| {
-            let engine = Engine::new(self.decoder, rows)?;
+            let engine = Engine::new(self.decoder)?;
             match &self.sampling.beam {
                 Some(beam) => beam::complete(&engine, &mut self, (prompts, beam), rows),
                 None => rows::complete(&engine, &mut self, prompts, rows),

@@ -349,7 +349,7 @@ mod tests {
         for n_rows in [1, 2, 5, 23] {
             for blind in [1, 3] {
                 let _guard = tch::no_grad_guard();
-                let engine = Engine::new(&decoder, n_rows).unwrap();
+                let engine = Engine::new(&decoder).unwrap();
                 let mut draw = draw;
                 let mut request = Generation::new(&decoder, &sampling, &[END]).draws(&mut draw);
                 let mut rows = Rows::new(&engine, &request, &prompts, n_rows).unwrap();
@@ -412,7 +412,7 @@ mod tests {
         ] {
             let made = |blind: usize, n_rows: usize| {
                 let _guard = tch::no_grad_guard();
-                let engine = Engine::new(&decoder, n_rows).unwrap();
+                let engine = Engine::new(&decoder).unwrap();
                 let mut draw = draw;
                 let mut request = Generation::new(&decoder, &sampling, &[END]).draws(&mut draw);
                 let mut rows = Rows::new(&engine, &request, &prompts, n_rows).unwrap();
