@@ -42,7 +42,7 @@ pub(super) struct Packed(Tensor);
 
 impl Packer {
     /// Where packing is possible and pays: on a processor, in a build of libtorch that has oneDNN, for what its kernels
-    /// multiply there. It costs as much as about ten tokens of one row save.
+    /// multiply there. It costs what four tokens of one row save.
     pub(super) fn find(kind: Kind, device: Device) -> Option<Self> {
         if device != Device::Cpu || !matches!(kind, Kind::Float | Kind::BFloat16) {
             return None;
