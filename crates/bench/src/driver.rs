@@ -294,11 +294,15 @@ fn equal(ours: &Player, theirs: &Player) -> Result<()> {
     let near = if rounded { NEAR_ROUNDED } else { NEAR_WEIGHTS };
     let (x, y) = (a.weights, b.weights);
     let apart = (x.sum - y.sum).abs().max((x.abs - y.abs).abs());
-    // A sum that is not a number is not near.
-    if x.n != y.n || !(apart <= near * x.abs) {
+    if x.n != y.n || beyond(apart, near * x.abs) {
         return differ("weights", format!("{x:?}"), format!("{y:?}"));
     }
     Ok(())
+}
+
+/// Whether a difference is more than allowed; what is not a number is.
+fn beyond(difference: f64, allowed: f64) -> bool {
+    difference.partial_cmp(&allowed).is_none_or(|order| order.is_gt())
 }
 
 /// The first losses, and whatever else both sides report of them.
@@ -315,7 +319,7 @@ fn values(ours: &Player, theirs: &Player) -> Result<Vec<Check>> {
             if step > 0 && !(fp32 && what == "loss") {
                 continue;
             }
-            if !((x - y).abs() <= near * y.abs().max(1.0)) {
+            if beyond((x - y).abs(), near * y.abs().max(1.0)) {
                 let (a, b) = (ours.name(), theirs.name());
                 bail!("`{what}` of step {} differs: {a} has {x}, {b} has {y}", step + 1);
             }
