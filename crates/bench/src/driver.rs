@@ -68,8 +68,8 @@ pub(crate) struct Cost {
     pub(crate) secs: Median,
     /// Seconds of a step in each turn.
     pub(crate) turns: Vec<f64>,
-    /// Seconds of processors per step, the median over turns.
-    pub(crate) cpu_secs: f64,
+    /// Seconds of processors per step, the median over turns; of whole programs not known.
+    pub(crate) cpu_secs: Option<f64>,
     /// Tokens per step, the mean over turns.
     pub(crate) tokens: f64,
     /// Tokens per second, the median over turns.
@@ -392,7 +392,7 @@ fn cost(player: &Player) -> Cost {
         who: who(&player.side).to_owned(),
         way: player.side.way.clone(),
         secs: with_interval(&turns),
-        cpu_secs: median(&busy),
+        cpu_secs: Some(median(&busy)),
         tokens: mean(player.turns.iter().map(tokens)),
         tokens_per_sec: median(&speeds),
         peak_mib: peak(player),

@@ -245,14 +245,14 @@ fn show(outcome: &Outcome) -> Result<()> {
         say(&format!("  {}: {value:.3}, goal at most {most}: {met}", limit.what))?;
     }
     for cost in &outcome.sides {
+        let busy = cost.cpu_secs.map_or(String::new(), |secs| format!("  cpu {secs:.4} s"));
         say(&format!(
-            "  {:<7} {:<18} {:>9.4} s [{:.4}, {:.4}]  cpu {:>8.4} s  {:>8.0} tok/s  peak {:>6.0} MiB, {:>6.0} above libraries",
+            "  {:<7} {:<18} {:>9.4} s [{:.4}, {:.4}]{busy}  {:>7.0} tok/s  peak {:.0} MiB, {:.0} above libraries",
             cost.who,
             cost.way,
             cost.secs.value,
             cost.secs.low,
             cost.secs.high,
-            cost.cpu_secs,
             cost.tokens_per_sec,
             cost.peak_mib,
             cost.peak_above_mib

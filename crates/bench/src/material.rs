@@ -27,7 +27,7 @@ pub(crate) const FIRST_ID: usize = 8;
 /// The token that ends completions, as in tokenizers of our own; nothing else is it.
 pub(crate) const END: u32 = 3;
 /// Raised when folders are made otherwise, so that older ones are not taken for them.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 /// Positions of the models.
 const POSITIONS: usize = 2048;
 /// Of sampling every so many ids end a completion, so that lengths are spread like those of a geometric distribution.

@@ -258,7 +258,7 @@ mod tests {
             way: way.to_owned(),
             secs: with_interval(&[secs; 6]),
             turns: vec![secs; 6],
-            cpu_secs: secs,
+            cpu_secs: Some(secs),
             tokens: 1024.0,
             tokens_per_sec: 1024.0 / secs,
             peak_mib: 1200.0 * secs,
