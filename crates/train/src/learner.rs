@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tch::Device;
-use unsay_model::{Config, Decoder, Params, Precision, SequenceClassifier, Trunk};
+use unsay_model::{Decoder, Params, Precision, SequenceClassifier, Trunk};
 
 use crate::error::Result;
 use crate::examples::Examples;
@@ -107,10 +107,6 @@ impl<M: Model> Learner<M> {
 
     pub(crate) fn params(&self) -> &Params {
         self.model.params()
-    }
-
-    pub(crate) fn config(&self) -> &Config {
-        self.model.trunk().config()
     }
 
     pub(crate) fn device(&self) -> Device {
