@@ -5,6 +5,7 @@ mod base;
 mod evaluate;
 mod models;
 mod records;
+pub mod reference;
 mod rollout;
 mod sets;
 pub mod states;
@@ -138,6 +139,14 @@ pub fn run(work: &Work<'_>) -> Result<Outcome> {
             trained,
             train,
         } => training::arm(work, loss, *iteration, limits, mixture, trained, train),
+        Kind::Reference { limits, precision } => reference::run(work, limits, *precision),
+        Kind::TrainPairs {
+            objective,
+            limits,
+            share_prompt,
+            trained,
+            train,
+        } => training::pairs(work, objective, limits, *share_prompt, trained, train),
         Kind::Rollout {
             iteration,
             iterate,
