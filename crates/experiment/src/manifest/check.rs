@@ -289,6 +289,16 @@ fn pairs(q: &Question, arm: &str, objective: &unsay_losses::paired::Objective, o
         };
         out.push(Problem::value(path(&at), problem.to_string()));
     }
+    if let Source::Testbed {
+        part: Part::Feedback, ..
+    } = &q.data.feedback
+    {
+        let at = path("data.feedback.testbed.part");
+        if !out.iter().any(|p| p.path == at) {
+            let message = "arms train on pairs, and in this part every reply has a context of its own";
+            out.push(Problem::value(at, message).hint("`part: pairs` has a safe and an unsafe reply to each context"));
+        }
+    }
     let train = &q.finetune.train;
     if objective.loss.couples_pairs() && train.batch > 0 && train.micro_batch() < train.batch {
         let message = format!(

@@ -1,6 +1,6 @@
 //! From a question to its graph of steps.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use unsay_losses::paired;
 use unsay_losses::token::Loss;
 
@@ -8,7 +8,7 @@ use super::outside::Outside;
 use super::{Checkpoint, Curve, Frozen, Kind, Place, Plan, Point, StatesOf, Which};
 use crate::manifest::base::TrainedBase;
 use crate::manifest::question::{Arm, Iterate, Question, Source};
-use crate::steps::{reference, states};
+use crate::steps::{no_pairs, reference, states};
 
 /// Steps that all seeds share.
 struct Common<'a> {
@@ -81,6 +81,17 @@ pub fn build(q: &Question, device: Place) -> Result<Plan> {
             }
         }
     };
+    if let (Source::Files(files), true) = (
+        &q.data.feedback,
+        q.arms.values().any(|arm| matches!(arm, Arm::Pairs(_))),
+    ) {
+        let splits = files.read()?;
+        for (split, examples) in [("train", &splits.train), ("valid", &splits.valid)] {
+            if unsay_data::pair_up(examples).is_empty() {
+                bail!("{}", no_pairs(split));
+            }
+        }
+    }
     for &seed in &q.seeds {
         let shared = shared(&mut plan, q, &common, seed);
         for (name, arm) in &q.arms {

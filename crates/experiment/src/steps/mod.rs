@@ -27,6 +27,7 @@ use crate::store::Store;
 pub use evaluate::EvaluationFile;
 pub use models::{Models, checkpoint_dir};
 pub use rollout::SelectionFile;
+pub use sets::no_pairs;
 pub use training::{ACCURACY, LOG};
 
 /// One step at work.

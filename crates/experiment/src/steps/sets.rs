@@ -187,6 +187,14 @@ pub(super) fn own(work: &Work<'_>, limits: &LimitsBlock) -> Result<Vec<(String, 
         .collect())
 }
 
+/// Said of a split in which no prompt has replies of both kinds.
+pub fn no_pairs(split: &str) -> String {
+    format!(
+        "feedback, split `{split}`: expected positive and negative replies to one prompt, got none; hint: arms that train on \
+         pairs need them: `prompt`, `chosen`, `rejected`, or labelled replies of which some answer the same prompt"
+    )
+}
+
 /// Labelled feedback of a split.
 pub(super) fn labelled(work: &Work<'_>, split: &str) -> Result<Vec<Example>> {
     let mut examples = work.examples("feedback", split)?;
@@ -238,10 +246,7 @@ impl<'a> Encoder<'a> {
     fn pairs(&mut self, what: &str, split: &str, examples: &[Example]) -> Result<Source<EncodedPair>> {
         let pairs = pair_up(examples);
         if pairs.is_empty() {
-            bail!(
-                "feedback, split `{split}`: expected positive and negative replies to one prompt, got none\nhint: an arm with \
-                 `pairs` needs data with pairs: `prompt`, `chosen`, `rejected`, or `part: pairs` of the testbed"
-            );
+            bail!("{}", no_pairs(split));
         }
         let (encoded, sides) = encode_pairs(self.tokenizer, examples, &pairs, &self.limits)?;
         for (side, account) in ["chosen", "rejected"].into_iter().zip(sides) {
