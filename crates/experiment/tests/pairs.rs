@@ -140,7 +140,10 @@ fn mistakes_with_pairs_are_found_before_anything_runs() {
     }
     let line = TEXT.lines().find(|line| line.contains("part: pairs")).unwrap();
     let files = "      feedback: { files: { train: train.jsonl, valid: valid.jsonl, test: test.jsonl } }";
-    desk.write(MANIFEST, TEXT.replace(line, files));
+    let judged = TEXT
+        .replace("judges: [oracle, a, b]", "judges: [a, b]")
+        .replace("safe_oracle", "safe_a");
+    desk.write(MANIFEST, judged.replace(line, files));
     let said = desk.unsay(&["plan", MANIFEST]).fails(1);
     assert!(
         said.contains("split `train`: expected positive and negative replies to one prompt, got none"),
