@@ -18,14 +18,18 @@ const TABLE: &[(&str, &[&str])] = &[
         "experiment",
         &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
     ),
+    (
+        "gate",
+        &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
+    ),
 ];
 
 /// Outside library, and the only crates that may name it.
 const OWNERS: &[(&str, &[&str])] = &[
     ("serde_yaml", &["experiment"]),
-    ("clap", &["experiment"]),
+    ("clap", &["experiment", "gate"]),
     ("indicatif", &["experiment"]),
-    ("anyhow", &["experiment"]),
+    ("anyhow", &["experiment", "gate"]),
     ("polars", &["data", "report"]),
     ("minijinja", &["data"]),
     ("minijinja-contrib", &["data"]),
