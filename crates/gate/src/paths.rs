@@ -3,6 +3,9 @@
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 #[path = "../../data/benches/hot_paths/workloads.rs"]
 mod data;
 #[path = "../../eval/benches/hot_paths/workloads.rs"]
@@ -26,23 +29,23 @@ pub(crate) struct GuardedPath {
     /// `crate/what/size`.
     pub(crate) name: &'static str,
     /// Makes what it works on.
-    pub(crate) make: fn() -> Work,
+    pub(crate) make: Make,
     /// Whether libtorch does the work: its instructions are counted like all others, and its time is taken too.
     pub(crate) libtorch: bool,
 }
 
 /// Every guarded path: those in plain Rust first.
 pub(crate) fn all() -> Vec<GuardedPath> {
-    let rust: [&[(&'static str, fn() -> Work)]; 5] = [
+    let rust: [&[(&'static str, Make)]; 5] = [
         &data::WORKLOADS,
         &reward::WORKLOADS,
         &rl::WORKLOADS,
         &eval::WORKLOADS,
         &report::WORKLOADS,
     ];
-    let libtorch: [&[(&'static str, fn() -> Work)]; 3] = [&losses::WORKLOADS, &model::WORKLOADS, &train::WORKLOADS];
+    let libtorch: [&[(&'static str, Make)]; 3] = [&losses::WORKLOADS, &model::WORKLOADS, &train::WORKLOADS];
     let both = [(&rust[..], false), (&libtorch[..], true)];
-    let path = |libtorch| move |&(name, make): &(&'static str, fn() -> Work)| GuardedPath { name, make, libtorch };
+    let path = |libtorch| move |&(name, make): &(&'static str, Make)| GuardedPath { name, make, libtorch };
     both.into_iter()
         .flat_map(|(lists, libtorch)| lists.iter().copied().flatten().map(path(libtorch)))
         .collect()

@@ -10,8 +10,11 @@ use unsay_data::{Batch, Encoded, Example, Limits, Message, Mixture, Tokenizer, e
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 7] = [
+pub(crate) const WORKLOADS: [(&str, Make); 7] = [
     ("data/testbed/200", testbed),
     ("data/train_tokenizer/200", train_tokenizer),
     ("data/tokenise/200", tokenise),

@@ -9,8 +9,11 @@ use unsay_eval::evaluators::{distinct_n, f1, seq_rep_4};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 3] = [
+pub(crate) const WORKLOADS: [(&str, Make); 3] = [
     ("eval/f1/200", || over(|replies| drop(black_box(f1::scores(replies))))),
     ("eval/distinct_2/200", || {
         over(|replies| drop(black_box(distinct_n::scores(replies, 2).unwrap())))

@@ -11,8 +11,11 @@ use unsay_losses::{CompletionRows, TokenCounts, TokenOp, TokenRows};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name: rows, width and vocabulary.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 4] = [
+pub(crate) const WORKLOADS: [(&str, Make); 4] = [
     ("losses/nll/128x64x1024", || token(Loss::Nll(Nll {}))),
     ("losses/unlikelihood/128x64x1024", || {
         token(Loss::Unlikelihood(Unlikelihood { alpha: 1.0 }))

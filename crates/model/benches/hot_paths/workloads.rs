@@ -11,8 +11,11 @@ use unsay_model::{Config, Decoder, Sampling, Size, generate, logps};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name: examples and tokens of each.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 5] = [
+pub(crate) const WORKLOADS: [(&str, Make); 5] = [
     ("model/forward/8x32", forward),
     ("model/forward_backward/8x32", forward_backward),
     ("model/logps/8x32", log_probs),

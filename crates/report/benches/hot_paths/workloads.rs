@@ -14,8 +14,11 @@ use unsay_report::tables::{read_rows, write_rows};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 4] = [
+pub(crate) const WORKLOADS: [(&str, Make); 4] = [
     ("report/bootstrap/500x3x100", bootstrap),
     ("report/intervals/1000", intervals),
     ("report/write_table/1000", write_table),

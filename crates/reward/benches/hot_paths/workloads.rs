@@ -9,8 +9,11 @@ use unsay_reward::{Item, OracleJudge, judge_all};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 1] = [("reward/oracle/40", oracle)];
+pub(crate) const WORKLOADS: [(&str, Make); 1] = [("reward/oracle/40", oracle)];
 
 fn oracle() -> Work {
     let examples = World::new(0).labelled(Split::Test, 40);

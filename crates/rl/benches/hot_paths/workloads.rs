@@ -11,8 +11,11 @@ use unsay_rl::{Rollout, label, select};
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, fn() -> Work); 1] = [("rl/label_and_select/40", label_and_select)];
+pub(crate) const WORKLOADS: [(&str, Make); 1] = [("rl/label_and_select/40", label_and_select)];
 
 /// Forty own replies, labelled by the oracle, then filtered and balanced.
 fn label_and_select() -> Work {
