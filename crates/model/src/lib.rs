@@ -6,7 +6,7 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
-//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
+//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Staged`]: a way back that keeps little
 //! * [`Branches`]: sequences that share their beginnings, computed once
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
