@@ -3,9 +3,10 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::block::Way;
 use crate::branches::Blocks;
-use crate::linear::Linear;
-use crate::positions::Place;
+use crate::linear::{self, Linear};
+use crate::products::Input;
 
 /// The attention of one block: projections of the state to queries, keys and values, and of what was
 /// attended to back to the state.
@@ -38,29 +39,48 @@ pub(crate) enum Projections {
 }
 
 impl Attention {
-    /// x [B, T, D] → [B, T, D]; `attend` gets turned queries and keys and the values, each
-    /// [B, T, heads, d], and returns [B, T, H·d].
+    /// x [B, T, D] → [B, T, D], or [N, D] of the rows that are wanted; `attend` gets turned queries and keys and the
+    /// values, each [B, T, heads, d], and returns [B, T, H·d].
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        place: &Place,
+        way: Way<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (rows, width, _) = x.size3()?;
-        let (q, k, v) = match &self.projections {
-            Projections::Separate { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
-            Projections::Fused(all) => {
-                let all = all.forward(x)?;
-                let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-                let part = |start, n| all.f_narrow(-1, start, n);
+        let maps = linear::all(&self.maps(), &Input::new(x, way.products)?)?;
+        let seen = self.seen(&maps, way, attend)?;
+        self.out.of(&Input::new(&seen, way.products)?)
+    }
+
+    /// The maps of the state.
+    pub(crate) fn maps(&self) -> Vec<&Linear> {
+        match &self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v],
+            Projections::Fused(all) => vec![all],
+        }
+    }
+
+    /// From what the maps gave, each [B, T, ..], to what was attended to, of the rows that are wanted.
+    pub(crate) fn seen(
+        &self,
+        maps: &[Tensor],
+        way: Way<'_>,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, width, _) = maps[0].size3()?;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (q, k, v) = match maps {
+            [q, k, v] => (q.shallow_clone(), k.shallow_clone(), v.shallow_clone()),
+            _ => {
+                let part = |start, n| maps[0].f_narrow(-1, start, n);
                 (part(0, q)?, part(q, kv)?, part(q + kv, kv)?)
             }
         };
         let heads = |x: &Tensor, n: i64| x.f_view([rows, width, n, self.head_dim]);
-        let q = place.turn(heads(&q, self.heads)?)?;
-        let k = place.turn(heads(&k, self.kv_heads)?)?;
+        let q = way.place.turn(heads(&q, self.heads)?)?;
+        let k = way.place.turn(heads(&k, self.kv_heads)?)?;
         let v = heads(&v, self.kv_heads)?;
-        self.out.forward(&attend(&q, &k, &v)?)
+        way.wanted(&attend(&q, &k, &v)?)
     }
 
     /// Its linear maps.

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 use unsay_data::{Batch, Encoded};
 use unsay_losses::token::Loss;
 use unsay_losses::{TokenCounts, TokenOp, TokenRows, token_metrics};
-use unsay_model::{Decoder, Params};
+use unsay_model::{Decoder, Params, Products};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
@@ -126,18 +126,20 @@ impl LanguageObjective {
         let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(self.device)?);
         // The model checks the ids before they leave the host.
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
+        let rows = Tensor::f_from_slice(&batch.rows.position)?;
         let pass = self
             .learner
             .pass
-            .forward(self.learner.trunk(), &ids, &piece.places, train)?;
-        let width = pass.states().size()[2];
-        let hidden = pass
-            .states()
-            .f_reshape([-1, width])?
-            .f_index_select(0, &to_device(&batch.rows.position)?)?;
+            .forward(self.learner.trunk(), (&ids, &piece.places), &rows, train)?;
         let embedding = self.learner.model.output_embedding();
-        let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
-            .with_gradient_in_place();
+        let op = TokenOp::new(
+            pass.states(),
+            &embedding,
+            &to_device(&batch.rows.target)?,
+            &self.loss.needs(),
+        )?
+        .with_gradient_in_place()
+        .with_onednn(self.learner.model.products() == Products::OneDnn);
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
         // Made here and not for the whole batch: candidates may take the square of the length.
         let encoded = self.encoded(&piece.places)?;

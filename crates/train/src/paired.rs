@@ -14,7 +14,7 @@ use crate::examples::{Examples, Place};
 use crate::learner::Learner;
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
 use crate::pass::Forward;
-use crate::reference::{self, Reference, branches, token_op};
+use crate::reference::{self, Predicting, Reference, branches};
 use crate::settings::Settings;
 
 /// Where a checkpoint keeps the mean of all rewards so far.
@@ -164,11 +164,17 @@ impl PairedObjective {
         let learner = &self.learner;
         // The model checks the ids before they leave the host.
         let ids = Tensor::f_from_slice(&piece.batch.ids)?;
-        let pass = learner
-            .pass
-            .branched(learner.trunk(), &ids, &branches(&piece.batch)?, train)?;
-        let embedding = learner.model.output_embedding();
-        let op = token_op(pass.states(), &embedding, &piece.batch, &self.loss.needs())?.with_gradient_in_place();
+        let predicting = Predicting::of(&piece.batch)?;
+        let pass = learner.pass.branched(
+            learner.trunk(),
+            (&ids, &branches(&piece.batch)?),
+            &predicting.tokens,
+            train,
+        )?;
+        let own = (&learner.model, learner.model.output_embedding());
+        let op = predicting
+            .op(pass.states(), own, &piece.batch, &self.loss.needs())?
+            .with_gradient_in_place();
         let stats = op.forward()?;
         let reference = match &self.reference {
             Reference::None => None,

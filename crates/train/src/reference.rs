@@ -1,5 +1,6 @@
 //! What a paired loss compares with: the log-probabilities that a frozen model gives to the same completions.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unsay_data::{EncodedPair, PairBatch};
 use unsay_losses::{Needs, TokenOp};
-use unsay_model::{Branches, Decoder, Trunk};
+use unsay_model::{Branches, Decoder, Products, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
@@ -253,12 +254,17 @@ pub(crate) fn read(files: &[ReferenceLogps], places: &[Place]) -> Result<Tensor>
 /// one, counts.
 pub(crate) fn logps_of(decoder: &Decoder, batch: &PairBatch) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
+    let predicting = Predicting::of(batch)?;
+    let ids = Tensor::f_from_slice(&batch.ids)?;
     let states = decoder
         .trunk()
-        .hidden_branched(&Tensor::f_from_slice(&batch.ids)?, &branches(batch)?)?;
+        .hidden_branched(&ids, &branches(batch)?, Some(&predicting.tokens))?;
     // Nothing is trained, so nothing is kept for a way back.
-    let embedding = decoder.output_embedding().f_detach()?;
-    let logp = token_op(&states, &embedding, batch, &Needs::default())?.forward()?.logp;
+    let detached = (decoder, decoder.output_embedding().f_detach()?);
+    let logp = predicting
+        .op(&states, detached, batch, &Needs::default())?
+        .forward()?
+        .logp;
     Ok(logp.f_detach()?)
 }
 
@@ -279,20 +285,46 @@ pub(crate) fn branches(batch: &PairBatch) -> Result<Branches> {
     Ok(branches)
 }
 
-/// The op over the states that predict the completions of a batch, given those of all its tokens, [1, N, D].
-pub(crate) fn token_op(states: &Tensor, embedding: &Tensor, batch: &PairBatch, needs: &Needs) -> Result<TokenOp> {
-    let device = states.device();
-    let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(device)?);
-    // The last state of a prompt predicts the first token of both completions. As the gradient of a look-up is a sum in one
-    // fixed order, it is the same each time.
-    let rows = Tensor::f_embedding(
-        &states.f_squeeze_dim(0)?,
-        &to_device(&batch.position)?,
-        -1,
-        false,
-        false,
-    )?;
-    Ok(TokenOp::new(&rows, embedding, &to_device(&batch.target)?, needs)?)
+/// The tokens of a batch whose states predict a completion's.
+pub(crate) struct Predicting {
+    /// Each once, `[R]`.
+    pub(crate) tokens: Tensor,
+    /// Which of them predicts each token of a completion, `[N]`: the last one of a prompt predicts the first of both.
+    of_rows: Tensor,
+}
+
+impl Predicting {
+    pub(crate) fn of(batch: &PairBatch) -> Result<Self> {
+        let mut places = HashMap::with_capacity(batch.position.len());
+        let mut tokens = Vec::with_capacity(batch.position.len());
+        let mut place = |&token: &i64| {
+            *places.entry(token).or_insert_with(|| {
+                tokens.push(token);
+                tokens.len() as i64 - 1
+            })
+        };
+        let of_rows: Vec<i64> = batch.position.iter().map(&mut place).collect();
+        Ok(Self {
+            tokens: Tensor::f_from_slice(&tokens)?,
+            of_rows: Tensor::f_from_slice(&of_rows)?,
+        })
+    }
+
+    /// The op over the states of these tokens, [R, D], and an output embedding of the decoder.
+    pub(crate) fn op(
+        &self,
+        states: &Tensor,
+        (decoder, embedding): (&Decoder, Tensor),
+        batch: &PairBatch,
+        needs: &Needs,
+    ) -> Result<TokenOp> {
+        let device = states.device();
+        // As the gradient of a look-up is a sum in one fixed order, it is the same each time.
+        let rows = Tensor::f_embedding(states, &self.of_rows.f_to_device(device)?, -1, false, false)?;
+        let targets = Tensor::f_from_slice(&batch.target)?.f_to_device(device)?;
+        let op = TokenOp::new(&rows, &embedding, &targets, needs)?;
+        Ok(op.with_onednn(decoder.products() == Products::OneDnn))
+    }
 }
 
 /// The bytes of each pair's log-probabilities.

@@ -85,9 +85,10 @@ impl RewardObjective {
     fn micro(&self, batch: &PairBatch, counts: &ScoreCounts, train: bool, sums: &mut Sums) -> Result<Tensor> {
         let learner = &self.learner;
         let ids = Tensor::f_from_slice(&batch.ids)?;
-        let pass = learner.pass.branched(learner.trunk(), &ids, &branches(batch)?, train)?;
-        let states = pass.states().f_squeeze_dim(0)?;
-        let scores = learner.model.score_at(&states, &Tensor::f_from_slice(&batch.last)?)?;
+        let last = Tensor::f_from_slice(&batch.last)?;
+        let of = (&ids, &branches(batch)?);
+        let pass = learner.pass.branched(learner.trunk(), of, &last, train)?;
+        let scores = learner.model.score_states(pass.states())?;
         let n = batch.last.len() as i64 / 2;
         let (chosen, rejected) = (scores.f_narrow(0, 0, n)?, scores.f_narrow(0, n, n)?);
         let answers = Scores::Pairs {
