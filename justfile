@@ -21,9 +21,14 @@ plots results="results/cringe_safety/testbed":
 test *options:
     cargo test --locked --workspace "$@"
 
-# Benchmarks; name one to run it alone
+# Benchmarks (docs/benchmarks-own.md); `just bench --bench hot_paths` runs one list of every crate, `-p unsay-data` one crate
 bench *options:
-    cargo bench --locked --workspace "$@"
+    cargo bench --locked --profile dev --workspace "$@"
+
+# Fail when a hot path got slower than the committed baseline, or than a commit: just bench-gate --against main
+bench-gate *options:
+    cargo build --quiet --locked --workspace --bins
+    "${CARGO_TARGET_DIR:-target}/debug/unsay-gate" "$@"
 
 # Side by side with transformers, TRL and PyTorch, in a private Python environment that is made first: just bench-peers --only 'sft_*'
 bench-peers *options:

@@ -19,14 +19,18 @@ const TABLE: &[(&str, &[&str])] = &[
         "experiment",
         &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
     ),
+    (
+        "gate",
+        &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
+    ),
 ];
 
 /// Outside library, and the only crates that may name it.
 const OWNERS: &[(&str, &[&str])] = &[
     ("serde_yaml", &["experiment"]),
-    ("clap", &["bench", "experiment"]),
+    ("clap", &["bench", "experiment", "gate"]),
     ("indicatif", &["experiment"]),
-    ("anyhow", &["bench", "experiment"]),
+    ("anyhow", &["bench", "experiment", "gate"]),
     ("polars", &["data", "report"]),
     ("minijinja", &["data"]),
     ("minijinja-contrib", &["data"]),
