@@ -27,10 +27,11 @@ def words(ids):
 
 def tokenizer(vocabulary):
     """Tells words `t17` from each other, so that a text is exactly the ids that it was made of."""
-    model = WordLevel({f"t{token}": token for token in range(vocabulary)}, unk_token="t1")
+    named = {0: "<pad>", 1: "<unk>", END: "<end>"}
+    model = WordLevel({named.get(token, f"t{token}"): token for token in range(vocabulary)}, unk_token="<unk>")
     own = Tokenizer(model)
     own.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=own, pad_token="t0", unk_token="t1", eos_token=f"t{END}")
+    return PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", unk_token="<unk>", eos_token="<end>")
 
 
 class InOrder:
@@ -65,6 +66,8 @@ class Asking(TrainerCallback):
         made = None
         if state.global_step > 0:
             values = {name: value for name, value in self.logs.items() if isinstance(value, float)}
+            # What the settings say is no result.
+            values.pop("learning_rate", None)
             # The loss of the logs is rounded to four places.
             values["loss"] = self.job.trainer.last_loss.item()
             made = {"tokens": self.job.tokens[state.global_step - 1], "values": values}
@@ -141,9 +144,17 @@ class Pairs:
         )
 
     def first(self):
-        batch = [self.pairs[at] for at in self.batches[0]]
-        rows = [one["prompt"] + one[side] for one in batch for side in ("chosen", "rejected")]
-        return rows, sum(len(one["chosen"]) + len(one["rejected"]) for one in batch)
+        """The first batch as the trainer itself would see it."""
+        batch = next(iter(self.trainer.get_train_dataloader()))
+        if self.task == "reward":
+            rows = [row for both in zip(*batch["input_ids"].chunk(2)) for row in both]
+            masks = [row for both in zip(*batch["attention_mask"].chunk(2)) for row in both]
+            rows = [row[mask == 1].tolist() for row, mask in zip(rows, masks)]
+            return rows, sum(len(pair["chosen"]) + len(pair["rejected"]) for pair in (self.pairs[at] for at in self.batches[0]))
+        real = lambda name: [row[mask == 1].tolist() for row, mask in zip(batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"])]
+        prompts, chosen, rejected = real("prompt"), real("chosen"), real("rejected")
+        rows = [prompt + side for prompt, *both in zip(prompts, chosen, rejected) for side in both]
+        return rows, sum(map(len, chosen)) + sum(map(len, rejected))
 
     def run(self, turns):
         self.trainer.add_callback(Asking(turns, self))

@@ -102,6 +102,8 @@ pub(crate) struct Ratio {
 pub(crate) struct Check {
     /// What they are.
     pub(crate) what: String,
+    /// Our way.
+    pub(crate) ours_way: String,
     /// Their way.
     pub(crate) theirs_way: String,
     /// Ours.
@@ -177,11 +179,14 @@ pub(crate) fn run(case: &Case, options: &Options, say: &mut dyn FnMut(&str)) -> 
     for check in &checks {
         let Check {
             what,
+            ours_way,
             theirs_way,
             ours,
             theirs,
         } = check;
-        say(&format!("{what}: unsay {ours:.6}, python {theirs_way} {theirs:.6}"));
+        say(&format!(
+            "{what}: unsay {ours_way} {ours:.6}, python {theirs_way} {theirs:.6}"
+        ));
     }
     for round in 0..rounds {
         // A B B A: whoever is second in one turn is first in the next, so that a drift hits both alike.
@@ -325,6 +330,7 @@ fn values(ours: &Player, theirs: &Player) -> Result<Vec<Check>> {
             }
             checks.push(Check {
                 what: format!("{what}, step {}", step + 1),
+                ours_way: ours.side.way.clone(),
                 theirs_way: theirs.side.way.clone(),
                 ours: x,
                 theirs: y,
@@ -355,6 +361,7 @@ fn tokens(ours: &Player, theirs: &Player) -> Result<Check> {
     }
     Ok(Check {
         what: "equal greedy tokens, up to the first that differs in a row".to_owned(),
+        ours_way: ours.side.way.clone(),
         theirs_way: theirs.side.way.clone(),
         ours: equal as f64,
         theirs: total as f64,

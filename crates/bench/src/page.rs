@@ -186,10 +186,11 @@ fn checks(results: &Results) -> String {
             let (x, y) = (check.ours, check.theirs);
             let _ = writeln!(
                 out,
-                "| {} | {} | {} | {} ({}) | {:.1e} |",
+                "| {} | {} | {} ({}) | {} ({}) | {:.1e} |",
                 case.name,
                 check.what,
                 number(x),
+                check.ours_way,
                 number(y),
                 check.theirs_way,
                 (x - y).abs() / y.abs().max(1.0)
@@ -284,6 +285,7 @@ mod tests {
             sides: vec![cost("unsay", "bf16", 0.1), cost("python", "autocast", 0.14)],
             checks: vec![Check {
                 what: "loss, step 1".to_owned(),
+                ours_way: "bf16".to_owned(),
                 theirs_way: "autocast".to_owned(),
                 ours: 9.05,
                 theirs: 9.06,
@@ -324,7 +326,7 @@ mod tests {
         assert!(page.contains("| 1,000,000 | 3,000 [3,000, 3,000] | 0.75 |"), "{page}");
         assert!(page.contains("Goal: within 10 % of the first, not met."), "{page}");
         assert!(
-            page.contains("| sft_64_bf16 | loss, step 1 | 9.050000 | 9.060000 (autocast) | 1.1e-3 |"),
+            page.contains("| sft_64_bf16 | loss, step 1 | 9.050000 (bf16) | 9.060000 (autocast) | 1.1e-3 |"),
             "{page}"
         );
     }

@@ -60,7 +60,7 @@ pub(super) fn completions(work: &Work) -> Result<Box<dyn Job>> {
     let new = work.number("new_tokens")? as usize;
     let rows: Vec<&[u32]> = material.prompts.iter().map(Vec::as_slice).collect();
     let loaded = Loaded {
-        weights: weights(&decoder)?,
+        weights: weights(decoder.params())?,
         data: data(&rows, rows.len() * new),
         compute: compute(precision),
     };

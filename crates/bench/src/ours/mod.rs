@@ -1,6 +1,7 @@
 //! Our worker: the real loop and the real engine behind the driver's questions.
 
 mod complete;
+mod pairs;
 mod train;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tch::Kind;
-use unsay_model::{Decoder, Precision};
+use unsay_model::{Params, Precision};
 
 use crate::process;
 use crate::protocol::{Answer, Ask, Data, Hello, Loaded, Ran, Task, Weights, Work};
@@ -84,7 +85,7 @@ fn hello() -> Result<Hello> {
 fn load(work: &Work) -> Result<Box<dyn Job>> {
     match work.task {
         Task::Sft | Task::Cringe => train::language(work),
-        Task::Dpo | Task::Reward => bail!("the loop does not train on pairs yet"),
+        Task::Dpo | Task::Reward => pairs::pairs(work),
         Task::Greedy | Task::Sample => complete::completions(work),
     }
 }
@@ -126,13 +127,13 @@ fn compute(precision: Precision) -> String {
     .to_owned()
 }
 
-fn weights(decoder: &Decoder) -> Result<Weights> {
+fn weights(params: &Params) -> Result<Weights> {
     let mut all = Weights {
         n: 0,
         sum: 0.0,
         abs: 0.0,
     };
-    for (_, tensor) in decoder.params().iter() {
+    for (_, tensor) in params.iter() {
         all.n += tensor.numel() as u64;
         // In pieces, so that the peak of memory is not that of this count.
         for piece in tensor.f_detach()?.f_view([-1])?.f_split(1 << 20, 0)? {

@@ -12,9 +12,11 @@ use crate::material::{Labelled, Material, SEED};
 use crate::protocol::{Loaded, Task, Work};
 
 /// A run that is asked for one update at a time.
-struct Training<O> {
-    fit: Fit<O>,
-    loaded: Loaded,
+pub(super) struct Training<O> {
+    pub(super) fit: Fit<O>,
+    pub(super) loaded: Loaded,
+    /// Tokens of a step, where the record counts otherwise than the other side.
+    pub(super) tokens: Option<u64>,
 }
 
 impl<O: Objective> Job for Training<O> {
@@ -24,9 +26,9 @@ impl<O: Objective> Job for Training<O> {
 
     fn step(&mut self) -> Result<Made> {
         let record = self.fit.next().context("the run has ended")??;
-        let tokens = record.metric("num_tokens").context("a record without `num_tokens`")?;
+        let counted = record.metric("num_tokens").context("a record without `num_tokens`")?;
         Ok(Made {
-            tokens: tokens as u64,
+            tokens: self.tokens.unwrap_or(counted as u64),
             values: record.metrics.into_iter().collect(),
             ids: Vec::new(),
         })
@@ -42,7 +44,7 @@ pub(super) fn language(work: &Work) -> Result<Box<dyn Job>> {
     let rows: Vec<&[u32]> = first.iter().map(|&at| material.examples[at].ids.as_slice()).collect();
     let learnt = |&at: &usize| material.examples[at].ids.len() - material.examples[at].prompt;
     let loaded = Loaded {
-        weights: weights(&decoder)?,
+        weights: weights(decoder.params())?,
         data: data(&rows, first.iter().map(learnt).sum()),
         compute: compute(precision),
     };
@@ -53,13 +55,21 @@ pub(super) fn language(work: &Work) -> Result<Box<dyn Job>> {
     let train = source(&material.examples);
     let valid = source(&material.examples[..2]);
     let objective = LanguageObjective::new(decoder, loss, Examples::new(vec![train], valid)?)?;
+    let fit = begin(objective, work)?;
+    Ok(Box::new(Training {
+        fit,
+        loaded,
+        tokens: None,
+    }))
+}
+
+/// Opens a run that never ends by itself.
+pub(super) fn begin<O: Objective>(objective: O, work: &Work) -> Result<Fit<O>> {
     let settings = Settings {
-        precision,
-        // A run of this length never ends by itself.
+        precision: precision(&work.way)?,
         ..Settings::new(1 << 40, work.batch, work.number("lr")?)
     };
-    let fit = Fit::open(objective, &settings, SEED, &work.scratch.join("run"))?;
-    Ok(Box::new(Training { fit, loaded }))
+    Ok(Fit::open(objective, &settings, SEED, &work.scratch.join("run"))?)
 }
 
 fn source(examples: &[Labelled]) -> Source {
