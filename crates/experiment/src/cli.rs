@@ -288,6 +288,12 @@ pub struct SamplingArgs {
     /// No N tokens in a row twice in a reply
     #[arg(long, value_name = "N")]
     pub block_ngram: Option<usize>,
+    /// Search with N beams instead of drawing; 2 to 256
+    #[arg(long, value_name = "N")]
+    pub beams: Option<usize>,
+    /// Power of the length that a beam's log-probability is divided by; -10 to 10 [default: 1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub length_penalty: Option<f64>,
 }
 
 /// Whom to talk to.

@@ -263,6 +263,28 @@ fn any_folder_speaks() {
         greedy,
         generate(&["--prompt", "hello there", "--greedy", "--device", "cpu"]).ok()
     );
+    let beams = |options: &[&str]| generate(&[&["--prompt", "hello there", "--beams", "3"], options].concat());
+    let found = beams(&[]).ok();
+    assert!(found.starts_with("> hello there\n"), "{found}");
+    assert_eq!(found, beams(&["--sample-seed", "1"]).ok(), "a search draws nothing");
+    assert_ne!(
+        found,
+        beams(&["--length-penalty", "-5"]).ok(),
+        "short replies are favoured"
+    );
+    for (options, word) in [
+        (&["--greedy"][..], "`beam`: expected no greedy"),
+        (
+            &["--temperature", "0.5"],
+            "`beam`: expected no greedy, temperature, top_k or top_p beside it, got temperature 0.5",
+        ),
+        (&["-n", "2"], "`-n` is not for `--beams`"),
+    ] {
+        let error = beams(options).fails(2);
+        assert!(error.contains(word), "{error}");
+    }
+    let error = generate(&["--prompt", "x", "--length-penalty", "1"]).fails(2);
+    assert!(error.contains("`--length-penalty` is for `--beams`"), "{error}");
     let three = generate(&[
         "--prompt",
         "hello there",

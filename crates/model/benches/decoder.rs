@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Config, Decoder, Sampling, Size, generate};
+use unsay_model::{Config, Decoder, Generation, Sampling, Size};
 
 const VOCAB: usize = 800;
 const ROWS: i64 = 32;
@@ -63,7 +63,11 @@ fn generation(c: &mut Criterion) {
         group.bench_function(format!("batch_{n}"), |b| {
             b.iter(|| {
                 let mut draw = |_, _| rng.random::<f32>();
-                generate(&model, &prompts[..n], &sampling, &[3], n, &mut draw, &mut |_| ()).is_ok()
+                Generation::new(&model, &sampling, &[3])
+                    .batch(n)
+                    .draws(&mut draw)
+                    .run(&prompts[..n])
+                    .is_ok()
             });
         });
     }

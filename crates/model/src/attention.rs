@@ -202,27 +202,6 @@ fn merge_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_transpose(1, 2)?.f_reshape([rows, width, heads * dim])?)
 }
 
-/// One new position against cached keys: q [B, 1, H, d], k and v [B, G, S, d], additive mask
-/// [B, 1, 1, S] → [B, 1, H·d]. The queries of a group stand in for positions, so keys are not copied.
-/// A block with a window sees the last `window` of the S slots.
-pub(crate) fn attend_cached(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: Option<&Tensor>,
-    window: Option<i64>,
-) -> Result<Tensor> {
-    let (rows, heads, dim) = (q.size()[0], q.size()[2], q.size()[3]);
-    let (groups, slots) = (k.size()[1], k.size()[2]);
-    let seen = window.map_or(slots, |window| window.min(slots));
-    let last = |x: &Tensor, axis| x.f_narrow(axis, slots - seen, seen);
-    let mask = mask.map(|mask| last(mask, 3)).transpose()?;
-    let q = q.f_reshape([rows, groups, heads / groups, dim])?;
-    let out =
-        Tensor::f_scaled_dot_product_attention(&q, &last(k, 2)?, &last(v, 2)?, mask.as_ref(), 0.0, false, None, false)?;
-    Ok(out.f_reshape([rows, 1, heads * dim])?)
-}
-
 /// 0 where true, minus infinity where false.
 pub(crate) fn additive(seen: &Tensor, kind: Kind) -> Result<Tensor> {
     let zeros = Tensor::f_zeros(seen.size(), (kind, seen.device()))?;

@@ -9,9 +9,9 @@
 //! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Staged`]: a way back that keeps little
 //! * [`Branches`]: sequences that share their beginnings, computed once
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
-//! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
+//! * [`Generation`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with a score per label
-//! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`generate_guided()`]: sampling by their scores
+//! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`Generation::guide`]: sampling by their scores
 //! * [`LoraConfig`], [`Decoder::add_lora`]: low-rank adapters in PEFT's layout, on, off and merged
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
@@ -24,7 +24,6 @@ mod arch;
 mod attention;
 mod block;
 mod branches;
-mod cache;
 mod choose;
 mod classifier;
 mod config;
@@ -68,14 +67,14 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::file_in;
 pub use frequencies::RopeScaling;
-pub use generate::{Generated, Guide, Listener, generate, generate_guided, generate_heard};
+pub use generate::{Draw, Generated, Generation, Guide, Listener};
 pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use precision::Precision;
 pub use products::Products;
-pub use sampling::Sampling;
+pub use sampling::{Beam, EarlyStopping, Sampling};
 pub use staged::Staged;
 pub use trained::Trained;
 pub use trunk::{Rounding, Trunk};

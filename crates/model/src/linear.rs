@@ -91,6 +91,24 @@ impl Linear {
         Ok(found.f_view(x.states.size().as_slice())?)
     }
 
+    /// The weight as [out, in].
+    pub(crate) fn weight_out_in(&self) -> Result<Tensor> {
+        match self.layout {
+            Layout::OutIn => Ok(self.weight.shallow_clone()),
+            Layout::InOut => Ok(self.weight.f_tr()?),
+        }
+    }
+
+    /// `[out]`.
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// What an adapter adds, while one is on.
+    pub(crate) fn low_rank(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref()
+    }
+
     /// Takes up the adapter that the parameters hold for it, or drops the one that they no longer hold.
     pub(crate) fn readapt(&mut self, params: &Params) -> Result<()> {
         self.low_rank = LowRank::find(params, &self.module)?;

@@ -83,3 +83,50 @@ impl Norm {
         }
     }
 }
+
+/// A norm for states that no gradient goes through, in fewer calls.
+#[derive(Debug)]
+pub(crate) enum LeanNorm<'a> {
+    /// x · w / rms(x) as x · (w √D) / hypot(‖x‖, √(eps D)).
+    Rms {
+        /// w √D.
+        weight: Tensor,
+        /// √(eps D).
+        least: Tensor,
+    },
+    /// Computed as for gradients.
+    Same(&'a Norm),
+}
+
+impl Norm {
+    pub(crate) fn lean(&self) -> Result<LeanNorm<'_>> {
+        match self {
+            Self::Rms {
+                weight,
+                eps,
+                in_f32: false,
+            } if weight.f_kind()? != Kind::BFloat16 => {
+                let width = weight.numel() as f64;
+                let least = Tensor::f_from_slice(&[(eps * width).sqrt()])?;
+                Ok(LeanNorm::Rms {
+                    weight: weight.f_mul_scalar(width.sqrt())?,
+                    least: least.f_to_kind(weight.f_kind()?)?.f_to(weight.device())?,
+                })
+            }
+            _ => Ok(LeanNorm::Same(self)),
+        }
+    }
+}
+
+impl LeanNorm<'_> {
+    /// x [N, D] → [N, D].
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Rms { weight, least } => {
+                let length = x.f_norm_scalaropt_dim(2.0, [-1].as_slice(), true)?;
+                Ok(x.f_div(&length.f_hypot(least)?)?.f_mul_(weight)?)
+            }
+            Self::Same(norm) => norm.forward(x),
+        }
+    }
+}

@@ -50,6 +50,22 @@ impl Place {
         }
     }
 
+    /// Turns queries and keys [B, T, heads, d] in place, where no gradient is wanted.
+    pub(crate) fn turn_in_place(&self, heads: &Tensor) -> Result<()> {
+        match self {
+            Self::Rotation(rotation) => rotation.apply_in_place(heads),
+            Self::Added(_) => Ok(()),
+        }
+    }
+
+    /// The same with angles for queries and keys of another kind than the embeddings.
+    pub(crate) fn with_angles_of(self, kind: Kind) -> Result<Self> {
+        match self {
+            Self::Rotation(rotation) => rotation.to_kind(kind).map(Self::Rotation),
+            Self::Added(_) => Ok(self),
+        }
+    }
+
     /// Queries or keys [B, T, heads, d] as they are compared.
     pub(crate) fn turn(&self, heads: Tensor) -> Result<Tensor> {
         match self {

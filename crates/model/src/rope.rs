@@ -53,6 +53,23 @@ impl Rotation {
         Ok(Tensor::f_cat(&[turned, x.f_narrow(-1, self.dim, rest)?], -1)?)
     }
 
+    /// The same in place, where no gradient is wanted.
+    pub(crate) fn apply_in_place(&self, x: &Tensor) -> Result<()> {
+        let mut x = x.f_narrow(-1, 0, self.dim)?;
+        let swapped = x.f_roll([self.dim / 2], [-1])?;
+        let _ = x.f_mul_(&self.cos)?.f_addcmul_(&swapped, &self.sin)?;
+        Ok(())
+    }
+
+    /// The same in another kind.
+    pub(crate) fn to_kind(&self, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            cos: self.cos.f_to_kind(kind)?,
+            sin: self.sin.f_to_kind(kind)?,
+            dim: self.dim,
+        })
+    }
+
     fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let swapped = x.f_roll([self.dim / 2], [-1])?;
         Ok(x.f_mul(&self.cos)?.f_addcmul(&swapped, &self.sin)?)

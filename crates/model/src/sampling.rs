@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Settings of [`generate`](crate::generate()). The order is that of the field: end-of-sequence and
+/// Settings of a [`Generation`](crate::Generation). The order is that of the field: end-of-sequence and
 /// n-gram bans, temperature, top-k, then top-p on what top-k left, renormalised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +29,56 @@ pub struct Sampling {
     /// Take the most probable token; temperature, top-k and top-p must be left alone.
     #[serde(default)]
     pub greedy: bool,
+    /// Search with beams instead of drawing; `greedy`, temperature, top-k and top-p must be left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beam: Option<Beam>,
+}
+
+/// Beam search, as in transformers: per prompt the `size` most probable unfinished completions are continued side by side,
+/// and of the `size` best finished ones the best is taken. A completion's score is the sum of its log-probs over its length
+/// to the power of the length penalty; bans of end tokens and n-grams are applied to the log-probs and not renormalised.
+///
+/// **Differs from** transformers: n-grams are those of the completion alone. From ParlAI, whose beams normalise lengths and
+/// stop by rules of their own, and block n-grams of the context too.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beam {
+    /// How many unfinished completions are continued; 2 to 256.
+    pub size: usize,
+    /// The power of the length that a sum of log-probs is divided by: above 0 favours long completions, 0 is the plain
+    /// sum; -10 to 10.
+    #[serde(default = "one")]
+    pub length_penalty: f64,
+    /// When the search is over.
+    #[serde(default)]
+    pub early_stopping: EarlyStopping,
+}
+
+/// When a beam search is over, apart from the longest length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EarlyStopping {
+    /// Once `size` completions have finished and the best unfinished one, taken at its present length, is not better than
+    /// the worst of them (`False` in transformers).
+    #[default]
+    Heuristic,
+    /// Once `size` completions have finished (`True` in transformers).
+    Full,
+    /// Like `heuristic`, but with a length penalty above 0 the best unfinished one is taken at the longest length (`"never"`
+    /// in transformers).
+    Never,
+}
+
+impl Beam {
+    /// How many continuations of a prompt are looked at per step, given the number of end tokens.
+    pub(crate) fn n_best(&self, n_ends: usize) -> usize {
+        self.size * (1 + n_ends.max(1))
+    }
+
+    /// The score of a completion of a sum of log-probs and a length.
+    pub(crate) fn score(&self, sum: f32, length: usize) -> f32 {
+        (f64::from(sum) / (length as f64).powf(self.length_penalty)) as f32
+    }
 }
 
 fn one() -> f64 {
@@ -46,6 +96,7 @@ impl Sampling {
             max_new_tokens,
             block_ngram: None,
             greedy: false,
+            beam: None,
         }
     }
 
@@ -90,6 +141,19 @@ impl Sampling {
         if self.greedy && !shaped.is_empty() {
             return fail("greedy", "no temperature, top_k or top_p beside it", shaped.join(", "));
         }
+        if let Some(beam) = &self.beam {
+            if !shaped.is_empty() || self.greedy {
+                let got = shaped.into_iter().chain(self.greedy.then(|| "greedy".to_owned()));
+                let got = got.collect::<Vec<_>>().join(", ");
+                return fail("beam", "no greedy, temperature, top_k or top_p beside it", got);
+            }
+            if !(2..=256).contains(&beam.size) {
+                return fail("size` of `beam", "2 to 256", beam.size.to_string());
+            }
+            if !(-10.0..=10.0).contains(&beam.length_penalty) {
+                return fail("length_penalty", "-10 to 10", beam.length_penalty.to_string());
+            }
+        }
         Ok(())
     }
 }
@@ -97,6 +161,18 @@ impl Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn with_beam(size: usize, length_penalty: f64, other: &Sampling) -> Sampling {
+        let beam = Beam {
+            size,
+            length_penalty,
+            early_stopping: EarlyStopping::default(),
+        };
+        Sampling {
+            beam: Some(beam),
+            ..other.clone()
+        }
+    }
 
     #[test]
     fn each_bad_setting_is_refused_by_name() {
@@ -175,6 +251,21 @@ mod tests {
                     ..good.clone()
                 },
             ),
+            ("beam", with_beam(2, 1.0, &Sampling::greedy(4))),
+            (
+                "beam",
+                with_beam(
+                    2,
+                    1.0,
+                    &Sampling {
+                        top_p: Some(0.9),
+                        ..good.clone()
+                    },
+                ),
+            ),
+            ("size` of `beam", with_beam(1, 1.0, &good)),
+            ("size` of `beam", with_beam(257, 1.0, &good)),
+            ("length_penalty", with_beam(2, f64::NAN, &good)),
         ];
         for (name, sampling) in bad {
             let error = sampling.check().unwrap_err().to_string();

@@ -23,10 +23,10 @@ use crate::{Config, Error, Params, Products, Result};
 pub struct Trunk {
     pub(crate) config: Config,
     pub(crate) embedding: Tensor,
-    blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
     /// Every linear map of the blocks, in their order.
     pub(crate) linear: Vec<LinearShape>,
-    norm: Norm,
+    pub(crate) norm: Norm,
     pub(crate) positions: Positions,
     /// What each block's window is; none where it sees everything before it.
     windows: Vec<Option<i64>>,
@@ -260,7 +260,7 @@ impl Trunk {
             counts = counts.f_masked_fill(&real.f_logical_not()?, 1)?;
         }
         let place = self.positions.at(&counts, width.max(2))?;
-        let sights = self.sights(Some(&real), width)?;
+        let sights = self.sights(Some(&real), width, self.kind()?)?;
         let x = self.run(&ids, &place, |i, q, k, v| self.attend(i, q, k, v, &sights))?;
         self.finish(&x)
     }
@@ -309,9 +309,9 @@ impl Trunk {
             .filter(|&window| window < width)
     }
 
-    /// What `width` positions see in each block; real [B, T] is true where a token counts.
-    pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
-        let (width, options) = (width as i64, (self.kind()?, self.device()));
+    /// What `width` positions see in each block, for queries of `kind`; real [B, T] is true where a token counts.
+    pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize, kind: Kind) -> Result<Sights> {
+        let (width, options) = (width as i64, (kind, self.device()));
         let window = self.nearest(width);
         let sight = |window| {
             if self.like_transformers.eager {
@@ -340,6 +340,11 @@ impl Trunk {
             return attend_step_by_step(q, k, v, sight, softmax);
         }
         attend(q, k, v, sight)
+    }
+
+    /// The window of the blocks that have one; all of them have the same.
+    pub(crate) fn narrowest_window(&self) -> Option<i64> {
+        self.windows.iter().flatten().min().copied()
     }
 
     /// The window of block `i`.
@@ -446,7 +451,7 @@ impl Trunk {
     fn frame(&self, (n, width): (usize, usize), rows: Option<&Tensor>) -> Result<Frame> {
         Ok(Frame {
             place: self.positions.first(width)?,
-            sights: self.sights(None, width)?,
+            sights: self.sights(None, width, self.kind()?)?,
             rows: rows.map(|rows| self.checked_rows(rows, n * width)).transpose()?,
         })
     }

@@ -13,8 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Activation, Architecture, Config, Decoder, Gpt2, Llama, LoraConfig, Mistral, Phi3, Precision, Qwen2, RopeScaling,
-    Sampling, SequenceClassifier, TargetModules, Trained, generate,
+    Activation, Architecture, Config, Decoder, Generation, Gpt2, Llama, LoraConfig, Mistral, Phi3, Precision, Qwen2,
+    RopeScaling, Sampling, SequenceClassifier, TargetModules, Trained,
 };
 
 /// A small description of each architecture and of each of its forms.
@@ -202,7 +202,7 @@ fn padding_changes_nothing_and_a_cache_sees_what_the_whole_sequence_sees() {
             min_new_tokens: 8,
             ..Sampling::greedy(8)
         };
-        let found = generate(&model, &prompts, &sampling, &[3], 3, &mut |_, _| 0.0, &mut |_| ()).unwrap();
+        let found = Generation::new(&model, &sampling, &[3]).run(&prompts).unwrap();
         for (prompt, found) in prompts.iter().zip(&found) {
             let mut tokens: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
             for &id in &found.ids {

@@ -9,7 +9,7 @@ use common::{config, decoder, random_ids};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor, no_grad};
-use unsay_model::{Decoder, Generated, Sampling, generate, logps};
+use unsay_model::{Decoder, Error, Generated, Generation, Sampling, logps};
 
 const EOS: u32 = 3;
 
@@ -36,8 +36,21 @@ fn uniform(prompt: usize, step: usize) -> f32 {
     ChaCha8Rng::seed_from_u64((prompt * 1000 + step) as u64).random()
 }
 
+fn complete(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ends: &[u32],
+    batch: usize,
+) -> Result<Vec<Generated>, Error> {
+    Generation::new(decoder, sampling, ends)
+        .batch(batch)
+        .draws(&mut uniform)
+        .run(prompts)
+}
+
 fn run(decoder: &Decoder, prompts: &[Vec<u32>], sampling: &Sampling, batch: usize) -> Vec<Generated> {
-    generate(decoder, prompts, sampling, &[EOS], batch, &mut uniform, &mut |_| ()).unwrap()
+    complete(decoder, prompts, sampling, &[EOS], batch).unwrap()
 }
 
 fn ids(tokens: &[u32]) -> Tensor {
@@ -270,16 +283,11 @@ fn progress_counts_prompts_and_draws_are_asked_once() {
         assert!(asked.insert((prompt, step)));
         uniform(prompt, step)
     };
-    generate(&decoder, &prompts, &Sampling::new(6), &[EOS], 4, &mut draw, &mut |n| {
-        seen.push(n)
-    })
-    .unwrap();
+    let (sampling, mut progress) = (Sampling::new(6), |n| seen.push(n));
+    let request = Generation::new(&decoder, &sampling, &[EOS]).batch(4);
+    request.draws(&mut draw).progress(&mut progress).run(&prompts).unwrap();
     assert!(seen.is_sorted() && seen.last() == Some(&10), "{seen:?}");
-    assert!(
-        generate(&decoder, &[], &Sampling::new(6), &[EOS], 4, &mut uniform, &mut |_| ())
-            .unwrap()
-            .is_empty()
-    );
+    assert!(run(&decoder, &[], &sampling, 4).is_empty());
 }
 
 #[test]
@@ -313,30 +321,24 @@ fn bad_requests_are_errors() {
         (&good, with_vocab, EOS, 1, "block_ngram"),
     ];
     for (prompts, sampling, eos, batch, word) in cases {
-        let found = generate(&decoder, prompts, &sampling, &[eos], batch, &mut uniform, &mut |_| ());
+        let found = complete(&decoder, prompts, &sampling, &[eos], batch);
         let error = found.unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
-    let error = generate(
-        &decoder,
-        &good,
-        &Sampling::new(4),
-        &[EOS],
-        1,
-        &mut |_, _| 1.0,
-        &mut |_| (),
-    )
-    .unwrap_err();
+    let sampling = Sampling::new(4);
+    let request = || Generation::new(&decoder, &sampling, &[EOS]);
+    let mut one = |_, _| 1.0;
+    let error = request().draws(&mut one).run(&good).unwrap_err();
     assert!(error.to_string().contains("expected [0, 1), got 1"), "{error}");
+    let error = request().run(&good).unwrap_err();
+    assert!(error.to_string().contains("draws: expected a source"), "{error}");
 }
 
 #[test]
 fn any_of_several_end_tokens_ends_a_completion() {
     let decoder = model(Kind::Double);
     let prompts = vec![vec![5, 6], vec![7], vec![9, 10, 11]];
-    let make = |ends: &[u32], sampling: &Sampling| {
-        generate(&decoder, &prompts, sampling, ends, 2, &mut uniform, &mut |_| ()).unwrap()
-    };
+    let make = |ends: &[u32], sampling: &Sampling| complete(&decoder, &prompts, sampling, ends, 2).unwrap();
     // What is said until one token ends it, is said until another one comes first.
     let whole = make(&[EOS], &Sampling::new(12));
     let other = whole[0].ids[1];
@@ -354,7 +356,7 @@ fn any_of_several_end_tokens_ends_a_completion() {
         late.iter()
             .all(|one| one.ids.iter().all(|&id| id != EOS && id != other))
     );
-    let error = generate(&decoder, &prompts, &Sampling::new(2), &[], 2, &mut uniform, &mut |_| ()).unwrap_err();
+    let error = complete(&decoder, &prompts, &Sampling::new(2), &[], 2).unwrap_err();
     assert!(
         error.to_string().contains("end tokens: expected at least one"),
         "{error}"
@@ -368,15 +370,7 @@ fn a_model_that_overflows_is_an_error() {
     no_grad(|| {
         let _ = weight.detach().fill_(f64::from(f32::MAX));
     });
-    let found = generate(
-        &decoder,
-        &[vec![5, 6]],
-        &Sampling::new(3),
-        &[EOS],
-        1,
-        &mut uniform,
-        &mut |_| (),
-    );
+    let found = complete(&decoder, &[vec![5, 6]], &Sampling::new(3), &[EOS], 1);
     assert!(
         found
             .unwrap_err()

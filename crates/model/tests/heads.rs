@@ -12,8 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Decoder, DirectorForm, DirectorHead, Params, Sampling, SequenceClassifier, ValueHead, generate, generate_guided,
-    weights,
+    Decoder, DirectorForm, DirectorHead, Generation, Guide, Params, Sampling, SequenceClassifier, ValueHead, weights,
 };
 
 const OWN: DirectorForm = DirectorForm::Own {};
@@ -333,11 +332,19 @@ fn a_guide_decides_what_is_said() {
     let mut draw = |prompt: usize, step: usize| ((7 * prompt + 3 * step) % 10) as f32 / 10.0;
     for sampling in [Sampling::greedy(6), Sampling::new(6)] {
         let guide = |states: &Tensor, logits: &Tensor| Ok(scores(states, logits));
-        let guided = generate_guided(&model, &guide, &prompts, &sampling, &[30], 2, &mut draw, &mut |_| ()).unwrap();
-        let plain = generate(&model, &prompts, &sampling, &[30], 2, &mut draw, &mut |_| ()).unwrap();
+        let mut of = |guide: Option<&Guide<'_>>| {
+            let plain = Generation::new(&model, &sampling, &[30]).batch(2).draws(&mut draw);
+            let made = match guide {
+                Some(guide) => plain.guide(guide),
+                None => plain,
+            };
+            made.run(&prompts).unwrap()
+        };
+        let guided = of(Some(&guide));
+        let plain = of(None);
         assert_ne!(guided, plain);
         let same = |_: &Tensor, logits: &Tensor| Ok(logits.shallow_clone());
-        let unchanged = generate_guided(&model, &same, &prompts, &sampling, &[30], 2, &mut draw, &mut |_| ()).unwrap();
+        let unchanged = of(Some(&same));
         assert_eq!(unchanged, plain);
         // The log-probs are those of the two heads together.
         let mut compared = 0;
@@ -382,16 +389,7 @@ fn a_guide_that_fails_or_does_not_fit_is_an_error() {
     for (answer, expected) in cases {
         let guide = |_: &Tensor, logits: &Tensor| answer(logits);
         let sampling = Sampling::greedy(3);
-        let found = generate_guided(
-            &model,
-            &guide,
-            &prompts,
-            &sampling,
-            &[30],
-            1,
-            &mut |_, _| 0.0,
-            &mut |_| (),
-        );
+        let found = Generation::new(&model, &sampling, &[30]).guide(&guide).run(&prompts);
         assert_eq!(found.unwrap_err().to_string(), expected);
     }
 }

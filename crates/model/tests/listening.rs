@@ -9,7 +9,7 @@ use common::{config, decoder, random_ids};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::Kind;
-use unsay_model::{Decoder, Generated, Listener, Sampling, generate, generate_heard};
+use unsay_model::{Decoder, Generated, Generation, Listener, Sampling};
 
 const EOS: u32 = 3;
 
@@ -64,8 +64,10 @@ fn heard(enough: Option<(usize, usize)>, batch: usize) -> (Vec<Generated>, Ear, 
         enough,
         ..Ear::default()
     };
-    let told = generate_heard(&decoder, &prompts, &sampling, &[EOS], batch, &mut uniform, &mut ear).unwrap();
-    let alone = generate(&decoder, &prompts, &sampling, &[EOS], batch, &mut uniform, &mut |_| {}).unwrap();
+    let request = Generation::new(&decoder, &sampling, &[EOS]).batch(batch);
+    let told = request.draws(&mut uniform).listener(&mut ear).run(&prompts).unwrap();
+    let request = Generation::new(&decoder, &sampling, &[EOS]).batch(batch);
+    let alone = request.draws(&mut uniform).run(&prompts).unwrap();
     (told, ear, alone)
 }
 

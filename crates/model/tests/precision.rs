@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use unsay_model::{
-    Decoder, Layers, LoraConfig, Precision, Sampling, SequenceClassifier, TargetModules, Trained, generate, weights,
+    Decoder, Generation, Layers, LoraConfig, Precision, Sampling, SequenceClassifier, TargetModules, Trained, weights,
 };
 
 const BF16: Precision = Precision::Bf16 { even_if_slower: true };
@@ -162,7 +162,7 @@ fn generation_works_in_bf16_and_its_log_probs_are_f32() {
     let narrow = decoder(1).with_precision(BF16).unwrap();
     let prompts: Vec<Vec<u32>> = vec![vec![1, 2, 3], vec![4], vec![5, 6]];
     let sampling = Sampling::greedy(5);
-    let made = generate(&narrow, &prompts, &sampling, &[0], 3, &mut |_, _| 0.0, &mut |_| ()).unwrap();
+    let made = Generation::new(&narrow, &sampling, &[0]).run(&prompts).unwrap();
     let scored = |prompt: &[u32], ids: &[u32]| {
         let all: Vec<i64> = prompt.iter().chain(ids).map(|&id| i64::from(id)).collect();
         let n = all.len() as i64;

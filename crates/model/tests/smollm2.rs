@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Decoder, Sampling, generate};
+use unsay_model::{Decoder, Generation, Sampling};
 
 #[derive(Deserialize)]
 struct Facts {
@@ -79,7 +79,10 @@ fn greedy_decoding_gives_the_tokens_of_transformers() {
     let mut n_tokens = 0;
     // One by one, and all at once with padding.
     for batch in [1, prompts.len()] {
-        let found = generate(&model, &prompts, &sampling, &ends, batch, &mut |_, _| 0.0, &mut |_| ()).unwrap();
+        let found = Generation::new(&model, &sampling, &ends)
+            .batch(batch)
+            .run(&prompts)
+            .unwrap();
         for (expected, found) in facts.greedy.iter().zip(&found) {
             assert_eq!(
                 (&found.ids, found.finished),

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Example, Limits, Tokenizer, encode_prompt, stream};
-use unsay_model::{Decoder, Sampling, generate};
+use unsay_model::{Decoder, Generation, Sampling};
 
 use crate::error::{Error, Result};
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub struct RolloutSettings {
     /// Completions of each prompt, at least 1.
     pub samples_per_prompt: usize,
-    /// Completions generated at once, at least 1; changes speed and memory only.
+    /// Rows generated at once, at least 1; changes speed and memory only.
     pub batch: usize,
     /// How each token is chosen.
     pub sampling: Sampling,
@@ -31,6 +31,13 @@ impl RolloutSettings {
                     got: "0".into(),
                 });
             }
+        }
+        if self.sampling.beam.is_some() && self.samples_per_prompt > 1 {
+            return Err(Error::Range {
+                name: "samples_per_prompt",
+                expected: "1 with beams, which find one completion",
+                got: self.samples_per_prompt.to_string(),
+            });
         }
         Ok(self.sampling.check()?)
     }
@@ -84,15 +91,8 @@ pub fn rollout(
         }
     }
     let mut draw = |row: usize, step: usize| draws[row].at(step);
-    let generated = generate(
-        decoder,
-        &rows,
-        &settings.sampling,
-        tokenizer.ends(),
-        settings.batch,
-        &mut draw,
-        progress,
-    )?;
+    let request = Generation::new(decoder, &settings.sampling, tokenizer.ends()).batch(settings.batch);
+    let generated = request.draws(&mut draw).progress(progress).run(&rows)?;
     let mut rollouts = Vec::with_capacity(generated.len());
     for (row, one) in generated.into_iter().enumerate() {
         rollouts.push(Rollout {

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests
 
 use tch::Device;
-use unsay_data::{Example, Label, Limits, Tokenizer, stream};
-use unsay_model::{Config, Decoder, Sampling, Size};
+use unsay_data::{Example, Label, Limits, Tokenizer, encode_prompt, stream};
+use unsay_model::{Config, Decoder, Generation, Sampling, Size};
 use unsay_rl::{Rollout, RolloutSettings, rollout};
 
 const TEXT: [&str; 4] = [
@@ -54,6 +54,50 @@ fn run(prompts: &[Example], samples: usize, batch: usize, seed: u64) -> Vec<Roll
         sampling: Sampling::new(12),
     };
     rollout(&decoder, &tokenizer, &LIMITS, prompts, &settings, seed, &mut |_| {}).unwrap()
+}
+
+/// A manifest's sampling block is read into these settings, so it decides how replies are found.
+#[test]
+fn beams_are_searched() {
+    let (decoder, tokenizer) = model();
+    let sampling: Sampling =
+        serde_json::from_str(r#"{ "max_new_tokens": 12, "beam": { "size": 3, "length_penalty": 0 } }"#).unwrap();
+    let mut settings = RolloutSettings {
+        samples_per_prompt: 1,
+        batch: 4,
+        sampling: sampling.clone(),
+    };
+    let call = |settings: &RolloutSettings, seed| {
+        rollout(&decoder, &tokenizer, &LIMITS, &prompts(), settings, seed, &mut |_| {})
+    };
+    let found = call(&settings, 0).unwrap();
+    assert_eq!(found, call(&settings, 1).unwrap(), "nothing is drawn");
+    let rows: Vec<Vec<u32>> = prompts()
+        .iter()
+        .map(|example| encode_prompt(&tokenizer, example, &LIMITS).unwrap())
+        .collect();
+    let made = Generation::new(&decoder, &sampling, tokenizer.ends())
+        .run(&rows)
+        .unwrap();
+    assert_eq!(found.len(), 4);
+    for (found, made) in found.iter().zip(&made) {
+        assert_eq!((&found.ids, found.finished), (&made.ids, made.finished));
+        // With a penalty of 0 the score is the sum of the log-probs, and no greedy completion has a better one.
+        assert!((made.score.unwrap() - made.logps.iter().sum::<f32>()).abs() < 1e-4);
+    }
+    let greedy = Generation::new(&decoder, &Sampling::greedy(12), tokenizer.ends())
+        .run(&rows)
+        .unwrap();
+    assert_ne!(
+        made.iter().map(|one| &one.ids).collect::<Vec<_>>(),
+        greedy.iter().map(|one| &one.ids).collect::<Vec<_>>()
+    );
+    settings.samples_per_prompt = 2;
+    let error = call(&settings, 0).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "`samples_per_prompt` must be 1 with beams, which find one completion, got 2"
+    );
 }
 
 #[test]

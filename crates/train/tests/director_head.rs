@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use unsay_data::stream;
 use unsay_losses::director::{Director, DirectorCounts, DirectorLoss, decode};
 use unsay_losses::{TokenOp, TokenRows};
-use unsay_model::{Config, Decoder, DirectorForm, DirectorHead, Param, Params, Sampling, Size, generate_guided};
+use unsay_model::{Config, Decoder, DirectorForm, DirectorHead, Generation, Param, Params, Sampling, Size};
 
 const VOCAB: i64 = 12;
 const FORMS: [DirectorForm; 2] = [DirectorForm::Own {}, DirectorForm::Shared {}];
@@ -111,16 +111,7 @@ fn a_trained_head_steers_generation_away_from_what_was_bad() {
         };
         let (prompts, sampling) = ([prompt.clone()], Sampling::greedy(4));
         let end = [VOCAB as u32 - 1];
-        let said = generate_guided(
-            &model,
-            &guide,
-            &prompts,
-            &sampling,
-            &end,
-            1,
-            &mut |_, _| 0.0,
-            &mut |_| (),
-        );
+        let said = Generation::new(&model, &sampling, &end).guide(&guide).run(&prompts);
         said.unwrap()[0].ids.clone()
     };
     let before = say(0.0);

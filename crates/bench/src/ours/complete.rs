@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::Device;
 use unsay_data::stream;
-use unsay_model::{Decoder, Sampling, generate};
+use unsay_model::{Decoder, Generation, Sampling};
 
 use super::{Job, Made, compute, data, precision, weights};
 use crate::material::{Material, SEED};
@@ -29,15 +29,10 @@ impl Job for Completions {
     fn step(&mut self) -> Result<Made> {
         let Self { material, draws, .. } = self;
         let mut draw = |_, _| draws.random::<f32>();
-        let made = generate(
-            &self.decoder,
-            &material.prompts,
-            &self.sampling,
-            &material.ends,
-            self.batch,
-            &mut draw,
-            &mut |_| (),
-        )?;
+        let made = Generation::new(&self.decoder, &self.sampling, &material.ends)
+            .batch(self.batch)
+            .draws(&mut draw)
+            .run(&material.prompts)?;
         // An end token is made like any other.
         let tokens: usize = made.iter().map(|one| one.ids.len() + usize::from(one.finished)).sum();
         Ok(Made {

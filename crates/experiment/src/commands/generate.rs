@@ -67,6 +67,9 @@ fn model(args: &GenerateArgs, place: &ModelPlace) -> Result<ExitCode> {
         return Err(Usage("`--system` is not for `--raw`: a text that is continued has no conversation".into()).into());
     }
     let sampling = args.sampling.sampling(args.greedy)?;
+    if sampling.beam.is_some() && args.n > 1 {
+        return Err(Usage("`-n` is not for `--beams`: a search finds one completion".into()).into());
+    }
     let voice = Voice::load(place, &args.model, open(&args.device)?)?;
     let sampling = args.sampling.within(sampling, voice.positions());
     if !voice.tokenizer.is_chat() && args.model.system.is_some() {

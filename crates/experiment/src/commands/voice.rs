@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Device;
 use unsay_data::catalog::{Places, models};
 use unsay_data::{Limits, Message, Tokenizer, encode_chat, encode_prompt};
-use unsay_model::{Decoder, Listener, Precision, Sampling, generate_heard};
+use unsay_model::{Beam, Decoder, EarlyStopping, Generation, Listener, Precision, Sampling};
 use unsay_rl::Draws;
 
 use super::Usage;
@@ -87,7 +87,10 @@ impl Voice {
         let mut draws: Vec<Draws> = (0..n).map(|sample| Draws::new(seed, position, sample)).collect();
         let mut draw = |row: usize, step: usize| draws[row].at(step);
         let ends = self.tokenizer.ends();
-        let made = generate_heard(&self.decoder, &prompts, sampling, ends, BATCH, &mut draw, listener)?;
+        let request = Generation::new(&self.decoder, sampling, ends)
+            .batch(BATCH)
+            .draws(&mut draw);
+        let made = request.listener(listener).run(&prompts)?;
         let reply = |one: unsay_model::Generated| {
             Ok(Reply {
                 text: self.tokenizer.decode(&one.ids)?,
@@ -111,7 +114,15 @@ impl SamplingArgs {
         const TOP_P: f64 = 0.9;
         const LONGEST: usize = 256;
         let least = Sampling::new(self.max_new_tokens.unwrap_or(LONGEST));
-        let (temperature, top_p) = if greedy {
+        if self.length_penalty.is_some() && self.beams.is_none() {
+            return Err(Usage("`--length-penalty` is for `--beams`".into()).into());
+        }
+        let beam = self.beams.map(|size| Beam {
+            size,
+            length_penalty: self.length_penalty.unwrap_or(1.0),
+            early_stopping: EarlyStopping::default(),
+        });
+        let (temperature, top_p) = if greedy || beam.is_some() {
             (self.temperature.unwrap_or(least.temperature), self.top_p)
         } else {
             (
@@ -126,6 +137,7 @@ impl SamplingArgs {
             min_new_tokens: self.min_new_tokens.unwrap_or(0),
             block_ngram: self.block_ngram,
             greedy,
+            beam,
             ..least
         };
         sampling.check().map_err(|e| Usage(e.to_string()))?;
@@ -145,7 +157,7 @@ impl SamplingArgs {
     }
 
     /// The options by name, and whether each was given.
-    pub fn given(&self) -> [(&'static str, bool); 6] {
+    pub fn given(&self) -> [(&'static str, bool); 8] {
         [
             ("--max-new-tokens", self.max_new_tokens.is_some()),
             ("--min-new-tokens", self.min_new_tokens.is_some()),
@@ -153,6 +165,8 @@ impl SamplingArgs {
             ("--top-k", self.top_k.is_some()),
             ("--top-p", self.top_p.is_some()),
             ("--block-ngram", self.block_ngram.is_some()),
+            ("--beams", self.beams.is_some()),
+            ("--length-penalty", self.length_penalty.is_some()),
         ]
     }
 }

@@ -274,6 +274,10 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         }
     }
     sampling(&it.sampling, "iterate.sampling", q, out);
+    if it.sampling.beam.is_some() && it.per_prompt > 1 {
+        let message = format!("beams find one reply per prompt, wanted {}", it.per_prompt);
+        out.push(Problem::value(path("iterate.per_prompt"), message).hint("set it to 1, or draw without beams"));
+    }
 }
 
 /// Problems of an arm that trains on pairs.

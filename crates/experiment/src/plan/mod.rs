@@ -134,12 +134,13 @@ impl Kind {
     /// Part of the key: raised when the code of this kind of step changes what it writes.
     fn version(&self) -> u32 {
         match self {
-            // 2: replies that were cut at the length limit are left out.
-            Self::Rollout { .. } => 2,
+            // 2: replies that were cut at the length limit are left out. 3: generation multiplies with packed weights and
+            // refilled rows, which round in another order.
+            Self::Rollout { .. } => 3,
             // 2: value and gradient in one pass, which rounds in another order. 3: passes in stages, the wanted rows alone,
             // and products by the faster library, which all round elsewhere.
             Self::Pretrain { .. } | Self::Train { .. } => 3,
-            // 2: the same.
+            // 2: the same, and generation likewise.
             Self::Classifier { .. } | Self::States { .. } | Self::Evaluate { .. } => 2,
             Self::Records { .. }
             | Self::Base(_)

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Decoder, Error, Layers, LoraConfig, Params, Sampling, SequenceClassifier, TargetModules, generate};
+use unsay_model::{
+    Decoder, Error, Generation, Layers, LoraConfig, Params, Sampling, SequenceClassifier, TargetModules,
+};
 
 use crate::cases::{bits, logits};
 use crate::common::{config, decoder, random, random_ids};
@@ -180,16 +182,8 @@ fn generation_sees_the_adapter() {
     let mut model = decoder(&config(4, 2, 4, 2), 1, Kind::Double);
     let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]];
     let say = |model: &Decoder| {
-        generate(
-            model,
-            &prompts,
-            &Sampling::greedy(8),
-            &[30],
-            3,
-            &mut |_, _| 0.0,
-            &mut |_| (),
-        )
-        .unwrap()
+        let sampling = Sampling::greedy(8);
+        Generation::new(model, &sampling, &[30]).batch(3).run(&prompts).unwrap()
     };
     let base = say(&model);
     model.add_lora(&lora(TargetModules::AllLinear), &mut rng(2)).unwrap();

@@ -16,7 +16,7 @@ use std::path::Path;
 use case::{Case, FOLDER, cases};
 use compare::{Way, mistakes, rough_mistakes};
 use tch::{Device, Kind};
-use unsay_model::{Decoder, Sampling, generate, weights};
+use unsay_model::{Decoder, Generation, Sampling, weights};
 
 /// How many cases this project has.
 const CASES: usize = 30;
@@ -96,17 +96,8 @@ fn parity_of_greedy_decoding() {
         let end = end.ok_or("every token occurs")?;
         let sampling = Sampling::greedy(expected[0].len());
         let prompts = case.prompts();
-        let mut draw = |_, _| 0.0;
-        let found = generate(
-            &model,
-            &prompts,
-            &sampling,
-            &[end],
-            prompts.len(),
-            &mut draw,
-            &mut |_| (),
-        )
-        .map_err(|e| e.to_string())?;
+        let request = Generation::new(&model, &sampling, std::slice::from_ref(&end));
+        let found = request.run(&prompts).map_err(|e| e.to_string())?;
         for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let found: Vec<i64> = found.ids.iter().map(|&id| i64::from(id)).collect();
             if found != *expected {

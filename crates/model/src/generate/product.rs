@@ -1,0 +1,105 @@
+//! Products of states and weights as generation makes them: maps of one input joined into one product, and packed where
+//! that pays.
+
+use std::rc::Rc;
+
+use tch::{Kind, Tensor};
+
+use super::packed::{Packed, Packer};
+use crate::Result;
+use crate::linear::Linear;
+use crate::low_rank::LowRank;
+
+/// Linear maps of the same states, one after the other in their output.
+#[derive(Debug)]
+pub(super) struct Product<'a> {
+    weight: Weight,
+    /// `[out]`.
+    bias: Option<Tensor>,
+    /// What adapters add, and to which part of the output: its start and width.
+    low_rank: Vec<(&'a LowRank, i64, i64)>,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// [out, in].
+    Plain(Tensor),
+    Packed(Packed, Rc<Packer>),
+}
+
+impl<'a> Product<'a> {
+    pub(super) fn new(maps: &[&'a Linear], packer: Option<&Rc<Packer>>) -> Result<Self> {
+        let mut low_rank = Vec::new();
+        let mut start = 0;
+        for map in maps {
+            let width = map.weight_out_in()?.size()[0];
+            low_rank.extend(map.low_rank().map(|part| (part, start, width)));
+            start += width;
+        }
+        let weights = maps.iter().map(|map| map.weight_out_in()).collect::<Result<Vec<_>>>()?;
+        let biases: Vec<&Tensor> = maps.iter().filter_map(|map| map.bias()).collect();
+        let bias = match biases.len() {
+            0 => None,
+            // Either all maps of one input have a bias or none has.
+            _ => Some(joined(&biases)?),
+        };
+        let weight = joined(&weights.iter().collect::<Vec<_>>())?;
+        Ok(Self {
+            weight: Weight::new(weight, packer)?,
+            bias,
+            low_rank,
+        })
+    }
+
+    /// The product with one matrix [out, in].
+    pub(super) fn of(weight: &Tensor, packer: Option<&Rc<Packer>>) -> Result<Self> {
+        Ok(Self {
+            weight: Weight::new(weight.shallow_clone(), packer)?,
+            bias: None,
+            low_rank: Vec::new(),
+        })
+    }
+
+    /// x [N, in] → [N, out].
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Plain(weight) => x.f_linear(weight, self.bias.as_ref())?,
+            Weight::Packed(weight, packer) => packer.multiply(x, weight, self.bias.as_ref())?,
+        };
+        for (part, start, width) in &self.low_rank {
+            let mut own = y.f_narrow(-1, *start, *width)?;
+            let sum = part.add(x, own.shallow_clone())?;
+            own.f_copy_(&sum)?;
+        }
+        Ok(y)
+    }
+
+    /// x [N, in] and y [N, out] → y with the product added.
+    pub(super) fn apply_onto(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            // In bf16 the product is rounded before it is added, as elsewhere.
+            Weight::Packed(weight, packer)
+                if self.bias.is_none() && self.low_rank.is_empty() && y.f_kind()? == Kind::Float =>
+            {
+                packer.multiply_onto(x, weight, y)
+            }
+            _ => Ok(y.f_add(&self.apply(x)?)?),
+        }
+    }
+}
+
+impl Weight {
+    fn new(weight: Tensor, packer: Option<&Rc<Packer>>) -> Result<Self> {
+        Ok(match packer {
+            Some(packer) => Self::Packed(packer.pack(&weight)?, Rc::clone(packer)),
+            None => Self::Plain(weight),
+        })
+    }
+}
+
+fn joined(parts: &[&Tensor]) -> Result<Tensor> {
+    match parts {
+        [one] => Ok(one.shallow_clone()),
+        several => Ok(Tensor::f_cat(several, 0)?),
+    }
+}
