@@ -6,7 +6,7 @@ use std::hint::black_box;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Config, Decoder, Sampling, Size, generate, logps};
+use unsay_model::{Config, Decoder, Generation, Sampling, Size, logps};
 
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
@@ -81,6 +81,7 @@ fn generation(n: usize) -> Work {
     };
     Box::new(move || {
         let mut draw = |prompt: usize, step: usize| ((prompt * 31 + step * 17) % 97) as f32 / 97.0;
-        black_box(generate(&model, &prompts, &sampling, &[3], n, &mut draw, &mut |_| ()).unwrap());
+        let generation = Generation::new(&model, &sampling, &[3]).batch(n).draws(&mut draw);
+        black_box(generation.run(&prompts).unwrap());
     })
 }
