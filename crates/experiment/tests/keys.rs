@@ -23,11 +23,11 @@ const KEYS: [(&str, &str); 9] = [
     ("train cringe, seed 0", "fe96aa7e853f924a8480416e"),
     (
         "own replies of cringe_iterative, iteration 1, seed 0",
-        "3b6f2dce47325dcf8707d994",
+        "a6ada61e620b0e0caa157c50",
     ),
     (
         "train cringe_iterative, iteration 2, seed 0",
-        "bff122af1ab8871f4e680038",
+        "20ad0e4aa94ded179781b004",
     ),
     ("evaluate base, seed 0, best", "18aaa9b15e0eb8b507178336"),
 ];
