@@ -21,9 +21,25 @@ plots results="results/cringe_safety/testbed":
 test *options:
     cargo test --locked --workspace "$@"
 
-# Benchmarks; name one to run it alone
+# Benchmarks (docs/benchmarks-own.md); `just bench --bench hot_paths` runs one list of every crate, `-p unsay-data` one crate
 bench *options:
-    cargo bench --locked --workspace "$@"
+    cargo bench --locked --profile dev --workspace "$@"
+
+# Fail when a hot path got slower than the committed baseline, or than a commit: just bench-gate --against main
+bench-gate *options:
+    cargo build --quiet --locked --workspace --bins
+    "${CARGO_TARGET_DIR:-target}/debug/unsay-gate" "$@"
+
+# Side by side with transformers, TRL and PyTorch, in a private Python environment that is made first: just bench-peers --only 'sft_*'
+bench-peers *options:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo build --quiet --locked -p unsay-bench -p unsay-experiment
+    case " $* " in
+        *" --list "* | *" --help "*) python=python3 ;;
+        *) python=$(crates/bench/peers/environment.sh) ;;
+    esac
+    exec "${CARGO_TARGET_DIR:-target}/debug/unsay-bench" peers --python "$python" "$@"
 
 # Format, lints, documentation
 lint:

@@ -18,27 +18,28 @@ const KEYS: [(&str, &str); 9] = [
     ("records: pretraining", "93c80f35c54df100aa9847b5"),
     ("records: feedback", "8c9e316646b0b233f05acdd3"),
     ("tokenizer", "a6ec310771510c8596a0bd85"),
-    ("base model, seed 0", "16ca5e019b83728b1edfe944"),
-    ("classifier A, seed 0", "86ba5b0a62881b67b3b0c662"),
-    ("train cringe, seed 0", "e491ca96d8d3c8a275c117aa"),
+    ("base model, seed 0", "769186ea9246a37944619bb1"),
+    ("classifier A, seed 0", "bd51752a8074d090d2ca71cf"),
+    ("train cringe, seed 0", "fe96aa7e853f924a8480416e"),
     (
         "own replies of cringe_iterative, iteration 1, seed 0",
-        "367e5005e296459676bb1065",
+        "a6ada61e620b0e0caa157c50",
     ),
     (
         "train cringe_iterative, iteration 2, seed 0",
-        "f6660c6cf49dc1cbdd68957d",
+        "20ad0e4aa94ded179781b004",
     ),
-    ("evaluate base, seed 0, best", "a2686a42ad0550545002ea70"),
+    ("evaluate base, seed 0, best", "18aaa9b15e0eb8b507178336"),
 ];
 
 #[test]
 fn the_main_job_keeps_its_keys() {
     let plan = plan(Place::Cpu);
-    for (title, key) in KEYS {
+    let found = KEYS.map(|(title, _)| {
         let step = plan.steps.iter().find(|s| s.title == title).unwrap();
-        assert_eq!(step.key, key, "{title}");
-    }
+        (title, step.key.as_str())
+    });
+    assert_eq!(found, KEYS);
 }
 
 #[test]

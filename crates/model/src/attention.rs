@@ -3,8 +3,10 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::linear::Linear;
-use crate::positions::Place;
+use crate::block::Way;
+use crate::branches::Blocks;
+use crate::linear::{self, Linear};
+use crate::products::Input;
 
 /// The attention of one block: projections of the state to queries, keys and values, and of what was
 /// attended to back to the state.
@@ -37,29 +39,48 @@ pub(crate) enum Projections {
 }
 
 impl Attention {
-    /// x [B, T, D] → [B, T, D]; `attend` gets turned queries and keys and the values, each
-    /// [B, T, heads, d], and returns [B, T, H·d].
+    /// x [B, T, D] → [B, T, D], or [N, D] of the rows that are wanted; `attend` gets turned queries and keys and the
+    /// values, each [B, T, heads, d], and returns [B, T, H·d].
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        place: &Place,
+        way: Way<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (rows, width, _) = x.size3()?;
-        let (q, k, v) = match &self.projections {
-            Projections::Separate { q, k, v } => (q.forward(x)?, k.forward(x)?, v.forward(x)?),
-            Projections::Fused(all) => {
-                let all = all.forward(x)?;
-                let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-                let part = |start, n| all.f_narrow(-1, start, n);
+        let maps = linear::all(&self.maps(), &Input::new(x, way.products)?)?;
+        let seen = self.seen(&maps, way, attend)?;
+        self.out.of(&Input::new(&seen, way.products)?)
+    }
+
+    /// The maps of the state.
+    pub(crate) fn maps(&self) -> Vec<&Linear> {
+        match &self.projections {
+            Projections::Separate { q, k, v } => vec![q, k, v],
+            Projections::Fused(all) => vec![all],
+        }
+    }
+
+    /// From what the maps gave, each [B, T, ..], to what was attended to, of the rows that are wanted.
+    pub(crate) fn seen(
+        &self,
+        maps: &[Tensor],
+        way: Way<'_>,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, width, _) = maps[0].size3()?;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (q, k, v) = match maps {
+            [q, k, v] => (q.shallow_clone(), k.shallow_clone(), v.shallow_clone()),
+            _ => {
+                let part = |start, n| maps[0].f_narrow(-1, start, n);
                 (part(0, q)?, part(q, kv)?, part(q + kv, kv)?)
             }
         };
         let heads = |x: &Tensor, n: i64| x.f_view([rows, width, n, self.head_dim]);
-        let q = place.turn(heads(&q, self.heads)?)?;
-        let k = place.turn(heads(&k, self.kv_heads)?)?;
+        let q = way.place.turn(heads(&q, self.heads)?)?;
+        let k = way.place.turn(heads(&k, self.kv_heads)?)?;
         let v = heads(&v, self.kv_heads)?;
-        self.out.forward(&attend(&q, &k, &v)?)
+        way.wanted(&attend(&q, &k, &v)?)
     }
 
     /// Its linear maps.
@@ -76,8 +97,10 @@ impl Attention {
 pub(crate) enum Sight {
     /// All up to itself.
     Causal,
-    /// Those where an additive mask [B, 1, T, T] or [1, 1, T, T] is 0 rather than minus infinity.
+    /// Those where an additive mask [B, 1, T, S] or [1, 1, T, S] is 0 rather than minus infinity.
     Masked(Tensor),
+    /// Those before it in its sequence, of sequences that lie end to end.
+    Blocks(Box<Blocks>),
 }
 
 impl Sight {
@@ -135,24 +158,25 @@ fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) 
 /// takes 2.4 to 3.2 times as long at 64 positions with its way back, as long at 256, and 0.75 times as long at 1024.
 const WIDE_UP_TO: i64 = 256;
 
-/// q [B, T, H, d], k and v [B, T, G, d] with G dividing H → [B, T, H·d].
+/// q [B, T, H, d], k and v [B, S, G, d] with G dividing H → [B, T, H·d]; without a mask S is T.
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    let mask = match sight {
+        Sight::Blocks(blocks) => return blocks.attend(q, k, v),
+        Sight::Causal => None,
+        Sight::Masked(mask) => Some(mask),
+    };
     let kind = q.f_kind()?;
     if kind == Kind::BFloat16 && q.device() == Device::Cpu && q.size()[1] <= WIDE_UP_TO {
         let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
-        let sight = match sight {
-            Sight::Causal => Sight::Causal,
-            Sight::Masked(mask) => Sight::Masked(wide(mask)?),
+        let sight = match mask {
+            None => Sight::Causal,
+            Some(mask) => Sight::Masked(wide(mask)?),
         };
         return Ok(attend(&wide(q)?, &wide(k)?, &wide(v)?, &sight)?.f_to_kind(kind)?);
     }
     let grouped = q.size()[2] != k.size()[2];
     let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
-    let (mask, causal) = match sight {
-        Sight::Causal => (None, true),
-        Sight::Masked(mask) => (Some(mask), false),
-    };
-    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, grouped)?;
+    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, mask.is_none(), None, grouped)?;
     merge_heads(&out)
 }
 

@@ -2,11 +2,11 @@
 
 use tch::Tensor;
 
-use crate::Result;
 use crate::attention::Attention;
 use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::positions::Place;
+use crate::{Products, Result};
 
 /// The parts of one block.
 #[derive(Debug)]
@@ -17,18 +17,56 @@ pub(crate) struct Block {
     pub(crate) mlp: Mlp,
 }
 
+/// How states go through a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way<'a> {
+    /// Where the tokens stand.
+    pub(crate) place: &'a Place,
+    /// Who multiplies.
+    pub(crate) products: Products,
+    /// Of the flat positions B·T those `[N]` (Int64) whose states are wanted, in the last block; all where there is
+    /// none. Keys and values are those of all positions in any case.
+    pub(crate) rows: Option<&'a Tensor>,
+}
+
+impl<'a> Way<'a> {
+    /// Through any block, by libtorch's own products.
+    pub(crate) fn plain(place: &'a Place) -> Self {
+        Self {
+            place,
+            products: Products::default(),
+            rows: None,
+        }
+    }
+
+    /// Of x [B, T, ..] the rows that are wanted, [N, ..].
+    pub(crate) fn wanted(&self, x: &Tensor) -> Result<Tensor> {
+        match self.rows {
+            Some(rows) => chosen(x, rows),
+            None => Ok(x.shallow_clone()),
+        }
+    }
+}
+
+/// States [B, T, D] at flat positions `[N]`, [N, D].
+pub(crate) fn chosen(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let width = x.size().last().copied().unwrap_or(0);
+    Ok(x.f_reshape([-1, width])?.f_index_select(0, rows)?)
+}
+
 impl Block {
-    /// x [B, T, D] → [B, T, D]; `attend` gets turned queries and keys and the values,
-    /// each [B, T, heads, d], and returns [B, T, H·d].
+    /// x [B, T, D] → [B, T, D], or [N, D] of the rows that are wanted; `attend` gets turned queries and keys and the
+    /// values, each [B, T, heads, d], and returns [B, T, H·d].
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        place: &Place,
+        way: Way<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let inner = self.before_attention.forward(x)?;
-        let x = x.f_add(&self.attention.forward(&inner, place, attend)?)?;
+        let attended = self.attention.forward(&inner, way, attend)?;
+        let x = way.wanted(x)?.f_add(&attended)?;
         let inner = self.before_mlp.forward(&x)?;
-        Ok(x.f_add(&self.mlp.forward(&inner)?)?)
+        Ok(x.f_add(&self.mlp.forward(&inner, way.products)?)?)
     }
 }

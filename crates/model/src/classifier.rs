@@ -185,7 +185,13 @@ impl SequenceClassifier {
         let states = hidden
             .f_reshape([rows * width, -1])?
             .f_index_select(0, &starts.f_add(&last)?)?;
-        let logits = linear(&wide(states)?, &wide(self.score.shallow_clone())?)?;
+        self.score_states(&states)
+    }
+
+    /// Logits `[N]`, or [N, labels] where there are several, in f32 or wider, of final states [N, D]: those of the last
+    /// real tokens, see [`Trunk::hidden_at`].
+    pub fn score_states(&self, states: &Tensor) -> Result<Tensor> {
+        let logits = linear(&wide(states.shallow_clone())?, &wide(self.score.shallow_clone())?)?;
         match self.num_labels() {
             1 => Ok(logits.f_squeeze_dim(-1)?),
             _ => Ok(logits),

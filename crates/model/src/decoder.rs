@@ -9,7 +9,7 @@ use crate::arch::Spec;
 use crate::hf::{self, ModelClass};
 use crate::shards::{self, LARGEST_SHARD, Wanted};
 use crate::trunk::{Rounding, Trunk};
-use crate::{Config, Error, Params, Precision, Result, Trained, init};
+use crate::{Config, Error, Params, Precision, Products, Result, Trained, init};
 
 /// The file of a model folder that says what the model is.
 pub(crate) const CONFIG: &str = "config.json";
@@ -132,6 +132,19 @@ impl Decoder {
     /// Embedding, blocks and final norm.
     pub fn trunk(&self) -> &Trunk {
         &self.trunk
+    }
+
+    /// The same model, whose whole sequences are multiplied by another library; where that does not apply, as before. The
+    /// faster one is taken where nothing is said.
+    #[must_use]
+    pub fn multiplying_by(mut self, products: Products) -> Self {
+        self.trunk.multiply_by(products);
+        self
+    }
+
+    /// Who multiplies where whole sequences are read.
+    pub fn products(&self) -> Products {
+        self.trunk.products()
     }
 
     /// What the model is.

@@ -6,7 +6,8 @@
 //!
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
-//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
+//! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Staged`]: a way back that keeps little
+//! * [`Branches`]: sequences that share their beginnings, computed once
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`Generation`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with a score per label
@@ -22,6 +23,7 @@ mod adapter;
 mod arch;
 mod attention;
 mod block;
+mod branches;
 mod choose;
 mod classifier;
 mod config;
@@ -40,22 +42,25 @@ mod linear;
 mod logps;
 mod lora;
 mod low_rank;
+pub mod memory;
 mod mlp;
 mod norm;
 mod params;
 mod peft;
 mod positions;
 mod precision;
-mod replay;
+mod products;
 mod rope;
 mod sampling;
 mod shards;
+mod staged;
 mod trained;
 mod trunk;
 pub mod weights;
 
 pub use activation::Activation;
 pub use arch::{Architecture, Gpt2, Llama, Mistral, Phi3, Qwen2};
+pub use branches::Branches;
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;
@@ -68,7 +73,8 @@ pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};
 pub use params::{Param, Params};
 pub use precision::Precision;
-pub use replay::Replayed;
+pub use products::Products;
 pub use sampling::{Beam, EarlyStopping, Sampling};
+pub use staged::Staged;
 pub use trained::Trained;
 pub use trunk::{Rounding, Trunk};

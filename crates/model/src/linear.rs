@@ -3,7 +3,8 @@
 use tch::Tensor;
 
 use crate::low_rank::LowRank;
-use crate::{Params, Result};
+use crate::products::Input;
+use crate::{Params, Products, Result};
 
 /// How a weight matrix lies in its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +52,43 @@ impl Linear {
 
     /// x [.., in] → [.., out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.of(&Input::new(x, Products::Blas)?)
+    }
+
+    /// The same of what may enter other maps, too.
+    pub(crate) fn of(&self, x: &Input) -> Result<Tensor> {
         let y = match self.layout {
-            Layout::OutIn => x.f_linear(&self.weight, self.bias.as_ref())?,
-            Layout::InOut => x.f_linear(&self.weight.f_tr()?, self.bias.as_ref())?,
+            Layout::OutIn => x.linear(&self.weight, self.bias.as_ref())?,
+            Layout::InOut => x.linear(&self.weight.f_tr()?, self.bias.as_ref())?,
         };
         match &self.low_rank {
-            Some(low_rank) => low_rank.add(x, y),
+            Some(low_rank) => low_rank.add(&x.states, y),
             None => Ok(y),
         }
+    }
+
+    /// Adds the gradients of weight, bias and adapter that come with that of the output [.., out] of x, and gives that of x.
+    pub(crate) fn backward(&self, x: &Input, gradient: &Tensor) -> Result<Tensor> {
+        let weight = match self.layout {
+            Layout::OutIn => self.weight.f_detach()?,
+            Layout::InOut => self.weight.f_detach()?.f_tr()?,
+        };
+        let out = weight.size2()?.0;
+        let gradient = gradient.f_reshape([-1, out])?;
+        let into = match self.layout {
+            Layout::OutIn => gradient_of(&self.weight)?,
+            Layout::InOut => gradient_of(&self.weight)?.map(|g| g.f_tr()).transpose()?,
+        };
+        if let Some(mut bias) = self.bias.as_ref().map(gradient_of).transpose()?.flatten() {
+            let _ = bias.f_add_(&gradient.f_sum_dim_intlist([0i64].as_slice(), false, None)?)?;
+        }
+        let mut found = x.backward(&weight, &gradient, into)?;
+        if let Some(low_rank) = &self.low_rank
+            && let Some(more) = low_rank.backward(&x.flat()?, &gradient)?
+        {
+            let _ = found.f_add_(&more)?;
+        }
+        Ok(found.f_view(x.states.size().as_slice())?)
     }
 
     /// The weight as [out, in].
@@ -104,6 +134,40 @@ impl Linear {
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight
     }
+}
+
+/// What several maps make of one input.
+pub(crate) fn all(maps: &[&Linear], x: &Input) -> Result<Vec<Tensor>> {
+    maps.iter().map(|map| map.of(x)).collect()
+}
+
+/// [`Linear::backward`] of several maps of one input, given the gradient of each one's output.
+pub(crate) fn backward(maps: &[&Linear], x: &Input, gradients: &[Tensor]) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (map, gradient) in maps.iter().zip(gradients) {
+        let found = map.backward(x, gradient)?;
+        sum = Some(match sum {
+            Some(mut sum) => sum.f_add_(&found)?,
+            None => found,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => Ok(x.states.f_zeros_like()?),
+    }
+}
+
+/// The gradient that a leaf has collected so far, zeros where it had none; `None` where it is not trained.
+pub(crate) fn gradient_of(leaf: &Tensor) -> Result<Option<Tensor>> {
+    if !leaf.requires_grad() {
+        return Ok(None);
+    }
+    if !leaf.f_grad()?.defined() {
+        // The bindings cannot set a gradient, but this one is zero everywhere.
+        let nothing = tch::with_grad(|| leaf.f_narrow(0, 0, 1)?.f_sum(None)?.f_mul_scalar(0.0))?;
+        nothing.f_backward()?;
+    }
+    Ok(Some(leaf.f_grad()?))
 }
 
 /// x · wᵀ.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::arch::{Initial, Spec};
-use crate::linear::{Layout, LinearShape};
+use crate::linear::{Layout, LinearShape, gradient_of};
 use crate::{LoraConfig, Params, Result};
 
 /// What PEFT writes before a module's name.
@@ -86,6 +86,28 @@ impl LowRank {
             .f_mul_scalar(self.strength.scale)?;
         let wide = thin.f_linear(&self.b, None::<&Tensor>)?;
         Ok(y.f_add(&wide.f_to_kind(y.f_kind()?)?)?)
+    }
+}
+
+impl LowRank {
+    /// Adds the gradients of both thin maps that come with that of y [rows, out], and gives what they add to that of x
+    /// [rows, in], in its kind; `None` where the adapter is off.
+    pub(crate) fn backward(&self, x: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        if !self.strength.on.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let own = self.a.f_kind()?;
+        let (wide, gradient) = (x.f_to_kind(own)?, gradient.f_to_kind(own)?);
+        let (a, b, scale) = (self.a.f_detach()?, self.b.f_detach()?, self.strength.scale);
+        if let Some(mut into) = gradient_of(&self.b)? {
+            let thin = wide.f_linear(&a, None::<&Tensor>)?.f_mul_scalar(scale)?;
+            let _ = into.f_addmm_(&gradient.f_tr()?, &thin)?;
+        }
+        let thin = gradient.f_mm(&b)?.f_mul_scalar(scale)?;
+        if let Some(mut into) = gradient_of(&self.a)? {
+            let _ = into.f_addmm_(&thin.f_tr()?, &wide)?;
+        }
+        Ok(Some(thin.f_mm(&a)?.f_to_kind(x.f_kind()?)?))
     }
 }
 

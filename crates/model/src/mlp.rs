@@ -2,8 +2,9 @@
 
 use tch::Tensor;
 
-use crate::linear::Linear;
-use crate::{Activation, Result};
+use crate::linear::{self, Linear};
+use crate::products::Input;
+use crate::{Activation, Products, Result};
 
 /// A feed-forward block.
 #[derive(Debug)]
@@ -27,18 +28,30 @@ pub(crate) enum Inner {
 
 impl Mlp {
     /// x [.., D] → [.., D].
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, products: Products) -> Result<Tensor> {
+        let maps = linear::all(&self.maps(), &Input::new(x, products)?)?;
+        self.down.of(&Input::new(&self.join(&maps)?, products)?)
+    }
+
+    /// The maps of the state.
+    pub(crate) fn maps(&self) -> Vec<&Linear> {
+        match &self.inner {
+            Inner::Gated { gate, up } => vec![gate, up],
+            Inner::FusedGate(map) | Inner::Plain(map) => vec![map],
+        }
+    }
+
+    /// From what the maps gave to [.., F].
+    pub(crate) fn join(&self, maps: &[Tensor]) -> Result<Tensor> {
         let act = |x: &Tensor| self.activation.apply(x);
-        let inner = match &self.inner {
-            Inner::Gated { gate, up } => act(&gate.forward(x)?)?.f_mul(&up.forward(x)?)?,
-            Inner::FusedGate(both) => {
-                let both = both.forward(x)?;
+        Ok(match (&self.inner, maps) {
+            (Inner::Gated { .. }, [gate, up]) => act(gate)?.f_mul(up)?,
+            (Inner::FusedGate(_), [both]) => {
                 let width = both.size().last().copied().unwrap_or(0) / 2;
                 act(&both.f_narrow(-1, 0, width)?)?.f_mul(&both.f_narrow(-1, width, width)?)?
             }
-            Inner::Plain(up) => act(&up.forward(x)?)?,
-        };
-        self.down.forward(&inner)
+            _ => act(&maps[0])?,
+        })
     }
 
     /// Its linear maps.

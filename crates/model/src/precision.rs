@@ -71,7 +71,9 @@ const TOO_SLOW: &str = "precision `bf16`: slower than fp32 on this processor, wh
 
 /// What a processor can do with bf16.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Processor {
+pub(crate) struct Processor {
+    amd: bool,
+    avx512f: bool,
     amx_bf16: bool,
     avx512_bf16: bool,
     arm_bf16: bool,
@@ -79,7 +81,7 @@ struct Processor {
 
 impl Processor {
     /// The one that this runs on.
-    fn here() -> Self {
+    pub(crate) fn here() -> Self {
         // Linux also says whether it lets programs use the registers of AMX.
         match std::fs::read_to_string("/proc/cpuinfo") {
             Ok(text) => Self::listed(&text),
@@ -99,6 +101,10 @@ impl Processor {
         };
         let (x86, arm) = (flags("flags"), flags("Features"));
         Self {
+            amd: text
+                .lines()
+                .any(|line| line.starts_with("vendor_id") && line.ends_with("AuthenticAMD")),
+            avx512f: x86.contains(&"avx512f"),
             amx_bf16: x86.contains(&"amx_bf16"),
             avx512_bf16: x86.contains(&"avx512_bf16"),
             arm_bf16: arm.contains(&"bf16"),
@@ -110,6 +116,8 @@ impl Processor {
         Self {
             #[cfg(target_arch = "x86_64")]
             avx512_bf16: std::arch::is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            avx512f: std::arch::is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "aarch64")]
             arm_bf16: std::arch::is_aarch64_feature_detected!("bf16"),
             ..Self::default()
@@ -118,6 +126,10 @@ impl Processor {
 
     fn has_bf16(self) -> bool {
         self.amx_bf16 || self.avx512_bf16 || self.arm_bf16
+    }
+
+    pub(crate) fn is_amd_with_avx512(self) -> bool {
+        self.amd && self.avx512f
     }
 }
 
@@ -131,7 +143,9 @@ mod tests {
         let none = Processor::default();
         let old =
             "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx2 avx512f avx512_vnni\nbogomips : 4000\n";
-        assert_eq!(listed(old), none);
+        assert!(listed(old).avx512f && !listed(old).has_bf16() && !listed(old).is_amd_with_avx512());
+        assert!(listed(&old.replace("GenuineIntel", "AuthenticAMD")).is_amd_with_avx512());
+        assert!(!listed("vendor_id : AuthenticAMD\nflags : avx2 fma").is_amd_with_avx512());
         assert_eq!(listed(""), none);
         // A flag of another name, or in another line, is not it.
         assert_eq!(

@@ -5,12 +5,14 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, attend_step_by_step};
-use crate::block::Block;
-use crate::linear::{Linear, LinearShape};
+use crate::block::{Block, Way, chosen};
+use crate::branches::Branches;
+use crate::linear::{Linear, LinearShape, gradient_of};
+use crate::logps::wide;
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
-use crate::replay::Replayed;
-use crate::{Config, Error, Params, Result};
+use crate::staged::{Staged, push};
+use crate::{Config, Error, Params, Products, Result};
 
 /// The blocks of a model with what stands before and after them: handles on their weights, and the tables of its
 /// positions.
@@ -29,6 +31,8 @@ pub struct Trunk {
     /// What each block's window is; none where it sees everything before it.
     windows: Vec<Option<i64>>,
     like_transformers: Rounding,
+    /// Who multiplies where whole sequences are read.
+    products: Products,
 }
 
 /// Where a computation rounds as transformers does although it need not, and what it makes of padding that means
@@ -64,7 +68,9 @@ pub(crate) struct Sights {
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) place: Place,
-    sights: Sights,
+    pub(crate) sights: Sights,
+    /// The flat positions whose final states are wanted; all where there is none.
+    rows: Option<Tensor>,
 }
 
 /// The number of its block with each linear map.
@@ -93,6 +99,7 @@ impl Trunk {
                 .map(|i| form.window(config, i).map(|n| n as i64))
                 .collect(),
             like_transformers: Rounding::default(),
+            products: Products::fastest(embedding.f_kind()?, embedding.device()),
             embedding,
         })
     }
@@ -105,6 +112,17 @@ impl Trunk {
     /// Where its weights are.
     pub fn device(&self) -> Device {
         self.embedding.device()
+    }
+
+    pub(crate) fn multiply_by(&mut self, products: Products) {
+        if products.applies(self.embedding.kind(), self.device()) {
+            self.products = products;
+        }
+    }
+
+    /// Who multiplies where whole sequences are read.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// How many blocks (L).
@@ -139,38 +157,88 @@ impl Trunk {
     /// Final states [B, T, D] of ids [B, T] (Int64), after the last norm. Padding on the right is harmless:
     /// nothing before it sees it.
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        let (ids, frame) = self.placed(ids)?;
-        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &frame.place)?, &frame)?)
+        self.states(ids, None)
     }
 
-    /// The same without activations for the way back; see [`Replayed`]. `n_frozen` blocks, and the embedding if it
-    /// is not 0, have nothing that is trained.
-    pub fn hidden_replayed(&self, ids: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
+    /// Of the final states those at some positions, [N, D]: `rows` `[N]` (Int64) counts them through the batch, row b
+    /// and place t being b·T + t. What is behind the last attention is computed for these alone.
+    ///
+    /// **Errors**: those of [`Trunk::hidden`], and [`Error::Input`] for rows that are not there.
+    pub fn hidden_at(&self, ids: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        self.states(ids, Some(rows))
+    }
+
+    fn states(&self, ids: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
+        let (ids, frame) = self.placed(ids, rows)?;
+        self.top(0, self.embed(&ids, &frame.place)?, &frame)
+    }
+
+    /// [`Trunk::hidden_at`], or without rows [`Trunk::hidden`], with a way back that costs less time and memory than
+    /// autograd's; to `replay` costs more time and far less memory. See [`Staged`]. `n_frozen` blocks, and the embedding if
+    /// it is not 0, have nothing that is trained.
+    pub fn hidden_staged(
+        &self,
+        ids: &Tensor,
+        n_frozen: usize,
+        rows: Option<&Tensor>,
+        replay: bool,
+    ) -> Result<Staged<'_>> {
         self.check_frozen(n_frozen)?;
-        let (ids, frame) = self.placed(ids)?;
+        let (ids, frame) = self.placed(ids, rows)?;
         let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))?;
-        Replayed::new(self, x, n_frozen, frame, (n_frozen == 0).then_some(ids))
+        Staged::new(self, x, n_frozen, (frame, replay), (n_frozen == 0).then_some(ids))
     }
 
     /// What comes out of the lowest `n_frozen` blocks, [B, T, D], for ids [B, T] (Int64) padded on the right; without
     /// a graph.
     pub fn states_below(&self, ids: &Tensor, n_frozen: usize) -> Result<Tensor> {
         self.check_frozen(n_frozen)?;
-        let (ids, frame) = self.placed(ids)?;
+        let (ids, frame) = self.placed(ids, None)?;
         tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))
     }
 
-    /// Final states [B, T, D] from those that came out of the lowest `n_frozen` blocks, padded on the right with
-    /// anything finite.
-    pub fn hidden_above(&self, states: &Tensor, n_frozen: usize) -> Result<Tensor> {
-        let (states, frame) = self.continued(states, n_frozen)?;
-        self.finish(&self.blocks(n_frozen..self.n_blocks(), states, &frame)?)
+    /// Final states [B, T, D], or of some rows [N, D], from those that came out of the lowest `n_frozen` blocks, padded on
+    /// the right with anything finite; see [`Trunk::hidden_at`].
+    pub fn hidden_above(&self, states: &Tensor, n_frozen: usize, rows: Option<&Tensor>) -> Result<Tensor> {
+        let (states, frame) = self.continued(states, n_frozen, rows)?;
+        self.top(n_frozen, states, &frame)
     }
 
-    /// The same without activations for the way back; see [`Replayed`].
-    pub fn hidden_above_replayed(&self, states: &Tensor, n_frozen: usize) -> Result<Replayed<'_>> {
-        let (states, frame) = self.continued(states, n_frozen)?;
-        Replayed::new(self, states, n_frozen, frame, None)
+    /// The same with another way back; see [`Trunk::hidden_staged`].
+    pub fn hidden_above_staged(
+        &self,
+        states: &Tensor,
+        n_frozen: usize,
+        rows: Option<&Tensor>,
+        replay: bool,
+    ) -> Result<Staged<'_>> {
+        let (states, frame) = self.continued(states, n_frozen, rows)?;
+        Staged::new(self, states, n_frozen, (frame, replay), None)
+    }
+
+    /// Final states [1, N, D] of sequences that share their beginnings, `ids` `[N]` (Int64) end to end, or of some `rows` of
+    /// these tokens [R, D]; see [`Trunk::hidden_at`]. Each token's are those that [`Trunk::hidden`] gives it in a row with
+    /// prompt and branch alone.
+    ///
+    /// **Errors**: [`Error::Input`] for ids that do not fit the branches, the vocabulary or the positions, for rows that are
+    /// not there, and where attention goes step by step ([`Rounding::eager`]).
+    pub fn hidden_branched(&self, ids: &Tensor, branches: &Branches, rows: Option<&Tensor>) -> Result<Tensor> {
+        let (ids, frame) = self.branched(ids, branches, rows)?;
+        self.top(0, self.embed(&ids, &frame.place)?, &frame)
+    }
+
+    /// The same with another way back; see [`Trunk::hidden_staged`].
+    pub fn hidden_branched_staged(
+        &self,
+        (ids, branches): (&Tensor, &Branches),
+        n_frozen: usize,
+        rows: Option<&Tensor>,
+        replay: bool,
+    ) -> Result<Staged<'_>> {
+        self.check_frozen(n_frozen)?;
+        let (ids, frame) = self.branched(ids, branches, rows)?;
+        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))?;
+        Staged::new(self, x, n_frozen, (frame, replay), (n_frozen == 0).then_some(ids))
     }
 
     /// Ids [B, T] with real [B, T] true where a token is real → final states [B, T, D]; positions count
@@ -197,10 +265,54 @@ impl Trunk {
         self.finish(&x)
     }
 
+    /// Ids [1, N] on this device, with where they stand.
+    fn branched(&self, ids: &Tensor, branches: &Branches, rows: Option<&Tensor>) -> Result<(Tensor, Frame)> {
+        let (n, size) = (branches.n_tokens(), ids.size());
+        if size != [n as i64] {
+            return Err(Error::input(
+                "token ids",
+                format!("[{n}], as the branches have"),
+                format!("{size:?}"),
+            ));
+        }
+        if self.like_transformers.eager {
+            let expected = "attention by blocks";
+            return Err(Error::input(
+                "attention of branches",
+                expected,
+                "attention step by step",
+            ));
+        }
+        let width = branches.longest();
+        self.check_width(width)?;
+        let ids = self.check_ids(&ids.f_unsqueeze(0)?)?;
+        let options = (self.kind()?, self.device());
+        let place = self.positions.at(&branches.positions(self.device())?, width)?;
+        let near = self
+            .nearest(width as i64)
+            .map(|window| branches.sight(Some(window), options));
+        let sights = Sights {
+            all: branches.sight(None, options)?,
+            near: near.transpose()?,
+        };
+        let rows = rows.map(|rows| self.checked_rows(rows, n)).transpose()?;
+        Ok((ids, Frame { place, sights, rows }))
+    }
+
+    /// The window of the blocks that have one, where it hides something of `width` positions.
+    fn nearest(&self, width: i64) -> Option<i64> {
+        self.windows
+            .iter()
+            .flatten()
+            .min()
+            .copied()
+            .filter(|&window| window < width)
+    }
+
     /// What `width` positions see in each block, for queries of `kind`; real [B, T] is true where a token counts.
     pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize, kind: Kind) -> Result<Sights> {
         let (width, options) = (width as i64, (kind, self.device()));
-        let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        let window = self.nearest(width);
         let sight = |window| {
             if self.like_transformers.eager {
                 let twice = matches!(self.positions, Positions::Learned(_)) && !self.like_transformers.later_too;
@@ -210,7 +322,7 @@ impl Trunk {
         };
         Ok(Sights {
             all: sight(None)?,
-            near: window.map(|&window| sight(Some(window))).transpose()?,
+            near: window.map(|window| sight(Some(window))).transpose()?,
         })
     }
 
@@ -249,25 +361,79 @@ impl Trunk {
     ) -> Result<Tensor> {
         let mut x = self.embed(ids, place)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, place, |q, k, v| attend(i, q, k, v))?;
+            x = block.forward(&x, Way::plain(place), |q, k, v| attend(i, q, k, v))?;
         }
         Ok(x)
     }
 
-    /// Some blocks over x [B, T, D].
+    /// The blocks from `first` on over x [B, T, D], and the final norm: the states that the frame wants.
+    fn top(&self, first: usize, x: Tensor, frame: &Frame) -> Result<Tensor> {
+        let x = self.entering(first, x, frame)?;
+        self.finish(&self.blocks(first..self.n_blocks(), x, frame)?)
+    }
+
+    /// What is handed to block `first`: where none is left, the states that the frame wants.
+    pub(crate) fn entering(&self, first: usize, x: Tensor, frame: &Frame) -> Result<Tensor> {
+        match &frame.rows {
+            Some(rows) if first == self.n_blocks() => chosen(&x, rows),
+            _ => Ok(x),
+        }
+    }
+
+    /// Some blocks over x [B, T, D]; of the last one what the frame wants.
     pub(crate) fn blocks(&self, range: Range<usize>, mut x: Tensor, frame: &Frame) -> Result<Tensor> {
         for (i, block) in self.blocks.iter().enumerate().skip(range.start).take(range.len()) {
-            x = block.forward(&x, &frame.place, |q, k, v| self.attend(i, q, k, v, &frame.sights))?;
+            let way = self.way(i, frame).1;
+            x = block.forward(&x, way, |q, k, v| self.attend(i, q, k, v, &frame.sights))?;
         }
         Ok(x)
+    }
+
+    /// A block, and how a batch goes through it.
+    pub(crate) fn way<'a>(&'a self, index: usize, frame: &'a Frame) -> (&'a Block, Way<'a>) {
+        let way = Way {
+            place: &frame.place,
+            products: self.products,
+            rows: frame.rows.as_ref().filter(|_| index + 1 == self.n_blocks()),
+        };
+        (&self.blocks[index], way)
+    }
+
+    /// Adds the gradients of the embedding, and of positions that are learned, that come with that of what the first
+    /// block sees [B, T, D].
+    pub(crate) fn embed_backward(&self, ids: &Tensor, place: &Place, gradient: &Tensor) -> Result<()> {
+        match place {
+            Place::Rotation(_) => self.add_looked_up(ids, gradient),
+            Place::Added(_) => push(&tch::with_grad(|| self.embed(ids, place))?, gradient),
+        }
+    }
+
+    /// Adds the gradient of a look-up to that of the embedding, of which only the rows that occur are touched. Tokens that
+    /// occur more than once are added up in one fixed order on every device, in f32 or wider.
+    fn add_looked_up(&self, ids: &Tensor, gradient: &Tensor) -> Result<()> {
+        let Some(mut into) = gradient_of(&self.embedding)? else {
+            return Ok(());
+        };
+        let mut gradient = wide(gradient.shallow_clone())?;
+        if let Some(pad) = self.untrained_token() {
+            gradient = gradient.f_masked_fill(&ids.f_eq(pad)?.f_unsqueeze(-1)?, 0.0)?;
+        }
+        let (known, places) = ids.f_internal_unique(true, true)?;
+        let sums = Tensor::f_embedding_dense_backward(&gradient, &places, known.size()[0], -1, false)?;
+        let _ = into.f_index_add_(0, &known, &sums.f_to_kind(into.f_kind()?)?)?;
+        Ok(())
+    }
+
+    /// The token whose embedding collects no gradient.
+    fn untrained_token(&self) -> Option<i64> {
+        let form = self.config.architecture.form();
+        let pad = self.config.pad_token_id.filter(|_| form.padding_is_not_trained());
+        pad.map(i64::from)
     }
 
     /// What the first block sees, [B, T, D].
     pub(crate) fn embed(&self, ids: &Tensor, place: &Place) -> Result<Tensor> {
-        let padding = match self.config.pad_token_id {
-            Some(pad) if self.config.architecture.form().padding_is_not_trained() => i64::from(pad),
-            _ => -1,
-        };
+        let padding = self.untrained_token().unwrap_or(-1);
         place.embed(Tensor::f_embedding(&self.embedding, ids, padding, false, false)?)
     }
 
@@ -277,20 +443,37 @@ impl Trunk {
     }
 
     /// Ids on this device, with where they stand.
-    fn placed(&self, ids: &Tensor) -> Result<(Tensor, Frame)> {
-        let (ids, _, width) = self.checked(ids)?;
-        Ok((ids, self.frame(width)?))
+    fn placed(&self, ids: &Tensor, rows: Option<&Tensor>) -> Result<(Tensor, Frame)> {
+        let (ids, n, width) = self.checked(ids)?;
+        Ok((ids, self.frame((n, width), rows)?))
     }
 
-    fn frame(&self, width: usize) -> Result<Frame> {
+    fn frame(&self, (n, width): (usize, usize), rows: Option<&Tensor>) -> Result<Frame> {
         Ok(Frame {
             place: self.positions.first(width)?,
             sights: self.sights(None, width, self.kind()?)?,
+            rows: rows.map(|rows| self.checked_rows(rows, n * width)).transpose()?,
         })
     }
 
+    /// Flat positions on this device.
+    fn checked_rows(&self, rows: &Tensor, n: usize) -> Result<Tensor> {
+        let wrong = |got: String| Error::input("rows", format!("a non-empty [N] of Int64, below {n}"), got);
+        let (size, kind) = (rows.size(), rows.f_kind()?);
+        if size.len() != 1 || size[0] == 0 || kind != Kind::Int64 {
+            return Err(wrong(format!("{size:?} of {kind:?}")));
+        }
+        let (least, most) = rows.f_aminmax(None, false)?;
+        for row in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
+            if row < 0 || row >= n as i64 {
+                return Err(wrong(row.to_string()));
+            }
+        }
+        Ok(rows.f_to(self.device())?)
+    }
+
     /// States between blocks on this device, with where they stand.
-    fn continued(&self, states: &Tensor, n_frozen: usize) -> Result<(Tensor, Frame)> {
+    fn continued(&self, states: &Tensor, n_frozen: usize, at: Option<&Tensor>) -> Result<(Tensor, Frame)> {
         self.check_frozen(n_frozen)?;
         let (width, longest) = (
             self.config.hidden_size as i64,
@@ -299,7 +482,8 @@ impl Trunk {
         let (size, kind, own) = (states.size(), states.f_kind()?, self.kind()?);
         match *size {
             [rows, length, found] if rows > 0 && (1..=longest).contains(&length) && found == width && kind == own => {
-                Ok((states.f_to(self.device())?, self.frame(length as usize)?))
+                let frame = self.frame((rows as usize, length as usize), at)?;
+                Ok((states.f_to(self.device())?, frame))
             }
             _ => Err(Error::input(
                 "states between blocks",
@@ -331,9 +515,24 @@ impl Trunk {
                 format!("{size:?} of {kind:?}"),
             ));
         }
+        self.check_width(width as usize)?;
+        Ok((self.check_ids(ids)?, rows as usize, width as usize))
+    }
+
+    fn check_width(&self, width: usize) -> Result<()> {
         let longest = self.config.max_position_embeddings;
-        if width as usize > longest {
-            return Err(Error::input("sequence length", format!("at most {longest}"), width));
+        match width > longest {
+            false => Ok(()),
+            true => Err(Error::input("sequence length", format!("at most {longest}"), width)),
+        }
+    }
+
+    /// Ids on this device; refuses others than those of the vocabulary.
+    fn check_ids(&self, ids: &Tensor) -> Result<Tensor> {
+        let kind = ids.f_kind()?;
+        if ids.numel() == 0 || kind != Kind::Int64 {
+            let got = format!("{:?} of {kind:?}", ids.size());
+            return Err(Error::input("token ids", "at least one, of Int64", got));
         }
         let (least, most) = ids.f_aminmax(None, false)?;
         for id in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
@@ -345,6 +544,6 @@ impl Trunk {
                 ));
             }
         }
-        Ok((ids.f_to(self.device())?, rows as usize, width as usize))
+        Ok(ids.f_to(self.device())?)
     }
 }

@@ -149,7 +149,7 @@ fn norms_round_where_hugging_face_rounds() {
     let drawn = drawn.params().get("model.embed_tokens.weight").unwrap().detach().get(0);
     tch::no_grad(|| weight.value().shallow_clone().copy_(&(drawn + 1.0)));
     let x = narrow.trunk().states_below(&ids(4, 12), 3).unwrap();
-    let found = narrow.trunk().hidden_above(&x, 3).unwrap();
+    let found = narrow.trunk().hidden_above(&x, 3, None).unwrap();
     let wide = x.to_kind(Kind::Float);
     let mean = (&wide * &wide).mean_dim([-1_i64].as_slice(), true, Kind::Float);
     let normed = &wide * (mean + narrow.config().norm_eps).rsqrt();

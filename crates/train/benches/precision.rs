@@ -2,9 +2,11 @@
 //!
 //! `cargo bench -p unsay-train --bench precision` prints a table; arguments after `--` choose shapes, ways, threads and
 //! steps: `-- shape=small,smollm2 way=fp32,bf16 threads=1,2 steps=7`. Shapes: `small` is 6.8 million parameters (width 256,
-//! 6 blocks, vocabulary 8192) on 16 examples of 64 tokens, `deep` the same with 12 blocks, `smollm2` the shape of
-//! SmolLM2-135M on 8 examples of 64. Ways: `fp32`, `bf16`; with `-replay` activations are computed again; with `-top`
-//! the last 3 blocks and the final norm are trained; with `-cached` on top of that the states below come from a file.
+//! 6 blocks, vocabulary 8192) on 16 examples of 64 tokens, `long` the same on 8 of 256, `deep` on 16 of 64 with 12 blocks,
+//! `smollm2` the shape of SmolLM2-135M on 8 examples of 64. The first half of each example is its prompt. Ways: `fp32`,
+//! `bf16`; with `-cringe` half of the examples are contrasted, otherwise the likelihood of all is trained; with `-replay`
+//! activations are computed again; with `-top` the last 3 blocks and the final norm are trained; with `-cached` on top of
+//! that the states below come from a file.
 //! Every case runs in a process of its own, because the peak of a process (`VmHWM`) never falls; their steps alternate.
 //! Beside the time of the clock stands that of the processor, which other processes disturb less; ratios are of the latter.
 
@@ -16,7 +18,8 @@ use std::time::Instant;
 
 use tch::Device;
 use unsay_data::{Encoded, Label, Span, stream};
-use unsay_losses::token::Loss;
+use unsay_losses::token::{Cringe, Loss};
+use unsay_model::memory::kept_pages;
 use unsay_model::{Config, Decoder, Precision, Size, Trained};
 use unsay_train::{Examples, Fit, LanguageObjective, PrefixStates, Settings, Source};
 
@@ -24,9 +27,10 @@ use unsay_train::{Examples, Fit, LanguageObjective, PrefixStates, Settings, Sour
 const CASE: &str = "UNSAY_PRECISION_CASE";
 
 /// Name, width, feed-forward width, blocks, heads, key/value heads, vocabulary, examples, tokens of each.
-const SHAPES: [(&str, [usize; 8]); 4] = [
+const SHAPES: [(&str, [usize; 8]); 5] = [
     ("tiny", [32, 64, 4, 4, 2, 96, 4, 12]),
     ("small", [256, 704, 6, 8, 8, 8192, 16, 64]),
+    ("long", [256, 704, 6, 8, 8, 8192, 8, 256]),
     ("deep", [256, 704, 12, 8, 8, 8192, 16, 64]),
     ("smollm2", [576, 1536, 30, 9, 3, 49152, 8, 64]),
 ];
@@ -54,17 +58,21 @@ fn cpu_secs() -> f64 {
         / 100.0
 }
 
-fn source(n: usize, length: usize, vocab: usize) -> Source {
+fn source(n: usize, (length, vocab): (usize, usize), contrasted: bool) -> Source {
     let one = |example: usize| Encoded {
         ids: (0..length)
             .map(|at| (4 + (example * 31 + at * at * 17 + at) % (vocab - 4)) as u32)
             .collect(),
         spans: vec![Span {
-            start: 1,
+            start: length / 2,
             end: length,
             ended: false,
         }],
-        label: Label::Unlabelled,
+        label: match (contrasted, example.is_multiple_of(2)) {
+            (false, _) => Label::Unlabelled,
+            (true, true) => Label::Positive,
+            (true, false) => Label::Negative,
+        },
         example,
     };
     Source {
@@ -97,7 +105,10 @@ fn fit(shape: &str, way: &str, folder: &std::path::Path) -> Fit<LanguageObjectiv
     };
     let decoder = Decoder::init(&config, &mut stream(0, "init", 0), Device::Cpu).unwrap();
     let decoder = decoder.with_trained(&trained, &mut stream(0, "lora", 0)).unwrap();
-    let (train, valid) = (source(4 * batch, length, vocab), source(1, length, vocab));
+    let (train, valid) = (
+        source(4 * batch, (length, vocab), has("cringe")),
+        source(2, (length, vocab), has("cringe")),
+    );
     let examples = Examples::new(vec![train.clone()], valid.clone()).unwrap();
     let (decoder, states) = match has("cached") {
         true => {
@@ -113,7 +124,11 @@ fn fit(shape: &str, way: &str, folder: &std::path::Path) -> Fit<LanguageObjectiv
         }
         false => (decoder, None),
     };
-    let objective = LanguageObjective::new(decoder, Loss::Nll(Default::default()), examples).unwrap();
+    let loss = match has("cringe") {
+        true => Loss::Cringe(Cringe::new(1.0, 5)),
+        false => Loss::Nll(Default::default()),
+    };
+    let objective = LanguageObjective::new(decoder, loss, examples).unwrap();
     let objective = match states {
         Some(states) => objective.with_prefix_states(states.into()).unwrap(),
         None => objective,
@@ -157,7 +172,8 @@ impl Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let command = command
             .env(CASE, format!("{shape} {way} {threads}"))
-            .env("OMP_NUM_THREADS", threads);
+            .env("OMP_NUM_THREADS", threads)
+            .envs(kept_pages());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         Process {
             ask: child.stdin.take().unwrap(),

@@ -22,8 +22,8 @@ use crate::error::{Error, Result};
 /// This is the rule of PyTorch's `AdamW`. Moments have the precision of the weights, single or double; where the model
 /// computes in bf16 the weights are the masters ([`unsay_model::Param::master`]), updated in f32 and then rounded into the leaves. A
 /// parameter without a gradient counts as one whose gradient is zero, so that an update is a function of weights,
-/// moments and gradients alone. Every operation is in place; the gradient serves as the scratch space, or where it is
-/// narrow a small piece of memory, so an update allocates next to nothing.
+/// moments and gradients alone. Every operation is in place, a piece of a parameter at a time; the gradient serves as the
+/// scratch space, or where it is narrow a small piece of memory, so an update allocates next to nothing.
 #[derive(Debug)]
 pub struct AdamW {
     betas: (f64, f64),
@@ -40,8 +40,9 @@ struct Moments {
     second: Tensor,
 }
 
-/// A narrow gradient is widened so many numbers at a time (1 MB).
-const PIECE: i64 = 1 << 18;
+/// So many numbers are updated at a time (0.5 MB each of weights, moments and gradient), so that the passes of an update
+/// find them in the cache.
+const PIECE: i64 = 1 << 17;
 
 impl AdamW {
     /// An optimiser at rest, for the parameters that are trained: all moments zero.
@@ -103,29 +104,32 @@ impl AdamW {
                     param.name()
                 )));
             }
-            let mut weights = param.full().shallow_clone();
-            let gradient = param.gradient()?;
-            let mut gradient = match gradient {
+            let weights = param.full();
+            let gradient = match param.gradient()? {
                 Some(gradient) => gradient,
                 None => weights.f_zeros_like()?,
             };
-            if self.weight_decay > 0.0 && weights.dim() > 1 {
-                let _ = weights.f_mul_scalar_(1.0 - lr * self.weight_decay)?;
+            let decay = match weights.dim() > 1 {
+                true => 1.0 - lr * self.weight_decay,
+                false => 1.0,
+            };
+            let kind = weights.f_kind()?;
+            let flat = |tensor: &Tensor| tensor.f_view([-1]);
+            let [weights, first, second] = [flat(weights)?, flat(&moments.first)?, flat(&moments.second)?];
+            // Of a gradient that is no plain array this is a copy.
+            let gradients = gradient.f_reshape([-1])?;
+            let n = weights.size()[0];
+            for start in (0..n).step_by(PIECE as usize) {
+                let piece = |tensor: &Tensor| tensor.f_narrow(0, start, PIECE.min(n - start));
+                let (weights, own) = (piece(&weights)?, piece(&gradients)?);
+                // Gives the piece itself where the kinds agree.
+                let wide = own.f_to_kind(kind)?;
+                update.apply([&weights, &piece(&first)?, &piece(&second)?, &wide], decay)?;
+                let _ = own.shallow_clone().f_zero_()?;
             }
-            if gradient.f_kind()? == weights.f_kind()? {
-                update.apply([&weights, &moments.first, &moments.second, &gradient])?;
-            } else {
-                let flat = |tensor: &Tensor| tensor.f_view([-1]);
-                let own = [flat(&weights)?, flat(&moments.first)?, flat(&moments.second)?];
-                let narrow = gradient.f_reshape([-1])?;
-                let n = narrow.size()[0];
-                for start in (0..n).step_by(PIECE as usize) {
-                    let piece = |tensor: &Tensor| tensor.f_narrow(0, start, PIECE.min(n - start));
-                    let wide = piece(&narrow)?.f_to_kind(weights.f_kind()?)?;
-                    update.apply([&piece(&own[0])?, &piece(&own[1])?, &piece(&own[2])?, &wide])?;
-                }
+            if !gradient.is_contiguous() {
+                let _ = gradient.shallow_clone().f_zero_()?;
             }
-            let _ = gradient.f_zero_()?;
             param.round()?;
         }
         Ok(())
@@ -185,10 +189,13 @@ struct Update {
 }
 
 impl Update {
-    /// The rule without its decay, for weights, first and second moment and gradient; of the gradient nothing is left.
-    fn apply(&self, [weights, first, second, gradient]: [&Tensor; 4]) -> Result<()> {
+    /// The rule for weights, first and second moment and gradient; of the gradient nothing is left.
+    fn apply(&self, [weights, first, second, gradient]: [&Tensor; 4], decay: f64) -> Result<()> {
         let [mut weights, mut first, mut second, mut gradient] =
             [weights, first, second, gradient].map(Tensor::shallow_clone);
+        if decay < 1.0 {
+            let _ = weights.f_mul_scalar_(decay)?;
+        }
         if self.scale < 1.0 {
             let _ = gradient.f_mul_scalar_(self.scale)?;
         }

@@ -1,7 +1,7 @@
 //! How a micro-batch goes through the trunk: from its tokens or from states made before, with activations kept or not.
 
-use tch::Tensor;
-use unsay_model::{Params, Replayed, Trunk};
+use tch::{Device, Tensor};
+use unsay_model::{Branches, Params, Staged, Trunk};
 
 use crate::error::Result;
 use crate::examples::{Examples, Place};
@@ -17,19 +17,19 @@ pub(crate) struct Pass {
     prefix: Option<Vec<PrefixStates>>,
 }
 
-/// One pass: its final states, and the way back to the parameters.
+/// One pass: final states at the rows asked for, and the way back to the parameters.
 pub(crate) enum Forward<'a> {
     /// libtorch kept what its own way back needs.
     Plain(Tensor),
-    Replayed(Replayed<'a>),
+    Staged(Box<Staged<'a>>),
 }
 
 impl Forward<'_> {
-    /// Final states [B, T, D].
+    /// Final states [N, D].
     pub(crate) fn states(&self) -> &Tensor {
         match self {
             Self::Plain(states) => states,
-            Self::Replayed(replayed) => replayed.states(),
+            Self::Staged(staged) => staged.states(),
         }
     }
 
@@ -37,7 +37,7 @@ impl Forward<'_> {
     pub(crate) fn backward(self) -> Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
-            Self::Replayed(replayed) => Ok(replayed.backward()?),
+            Self::Staged(staged) => Ok(staged.backward()?),
         }
     }
 }
@@ -84,26 +84,52 @@ impl Pass {
         })
     }
 
-    /// Final states of right-padded ids [B, T], the examples at `places`.
+    /// Final states at `rows` `[N]`, flat positions in right-padded ids [B, T], the examples at `places`.
     pub(crate) fn forward<'a>(
         &self,
         trunk: &'a Trunk,
-        ids: &Tensor,
-        places: &[Place],
+        (ids, places): (&Tensor, &[Place]),
+        rows: &Tensor,
         train: bool,
     ) -> Result<Forward<'a>> {
-        let replay = self.replay && train;
+        let staged = self.staged(trunk, train);
+        let (rows_of, replay) = (Some(rows), self.replay);
         let Some(files) = &self.prefix else {
-            return Ok(match replay {
-                true => Forward::Replayed(trunk.hidden_replayed(ids, self.n_frozen)?),
-                false => Forward::Plain(trunk.hidden(ids)?),
+            return Ok(match staged {
+                true => Forward::Staged(Box::new(trunk.hidden_staged(ids, self.n_frozen, rows_of, replay)?)),
+                false => Forward::Plain(trunk.hidden_at(ids, rows)?),
             });
         };
         let (states, n_frozen) = read(files, places)?;
-        Ok(match replay {
-            true => Forward::Replayed(trunk.hidden_above_replayed(&states, n_frozen)?),
-            false => Forward::Plain(trunk.hidden_above(&states, n_frozen)?),
+        Ok(match staged {
+            true => Forward::Staged(Box::new(trunk.hidden_above_staged(&states, n_frozen, rows_of, replay)?)),
+            false => Forward::Plain(trunk.hidden_above(&states, n_frozen, rows_of)?),
         })
+    }
+
+    /// Final states at `rows` of ids that share their beginnings.
+    pub(crate) fn branched<'a>(
+        &self,
+        trunk: &'a Trunk,
+        of: (&Tensor, &Branches),
+        rows: &Tensor,
+        train: bool,
+    ) -> Result<Forward<'a>> {
+        Ok(match self.staged(trunk, train) {
+            true => Forward::Staged(Box::new(trunk.hidden_branched_staged(
+                of,
+                self.n_frozen,
+                Some(rows),
+                self.replay,
+            )?)),
+            false => Forward::Plain(trunk.hidden_branched(of.0, of.1, Some(rows))?),
+        })
+    }
+
+    /// Whether the way back is made here. On a CUDA device the host would start many short ways back where autograd's is one,
+    /// and memory is all that is saved.
+    fn staged(&self, trunk: &Trunk, train: bool) -> bool {
+        train && (self.replay || trunk.device() == Device::Cpu)
     }
 
     /// What changes the numbers of a run beyond its settings: states made in other batches are rounded differently.

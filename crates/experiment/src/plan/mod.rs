@@ -9,6 +9,7 @@ pub mod outside;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
+use unsay_losses::paired;
 use unsay_losses::token::Loss;
 use unsay_model::{Layers, Precision, Size, Trained};
 use unsay_train::Settings;
@@ -85,6 +86,28 @@ pub enum Kind {
         /// The training.
         train: Settings,
     },
+    /// Takes the log-probabilities that the base model gives to the pairs, once for all trainings that compare with it.
+    Reference {
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// The kind that it computes in.
+        #[serde(skip_serializing_if = "Precision::is_default")]
+        precision: Precision,
+    },
+    /// Trains an arm on pairs.
+    TrainPairs {
+        /// The objective.
+        objective: paired::Objective,
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// Whether a prompt is computed once for both completions.
+        share_prompt: bool,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
+        /// The training.
+        train: Settings,
+    },
     /// Generates replies to training prompts and labels them with classifier A.
     Rollout {
         /// The iteration whose model speaks.
@@ -111,17 +134,19 @@ impl Kind {
     /// Part of the key: raised when the code of this kind of step changes what it writes.
     fn version(&self) -> u32 {
         match self {
-            // 2: replies that were cut at the length limit are left out. 3: as `Evaluate` 2.
+            // 2: replies that were cut at the length limit are left out. 3: generation multiplies with packed weights and
+            // refilled rows, which round in another order.
             Self::Rollout { .. } => 3,
-            // 2: generation multiplies with packed weights and refilled rows, which round in another order.
-            Self::Evaluate { .. } => 2,
-            // 2: value and gradient in one pass, which rounds in another order.
-            Self::Pretrain { .. } | Self::Train { .. } => 2,
+            // 2: value and gradient in one pass, which rounds in another order. 3: passes in stages, the wanted rows alone,
+            // and products by the faster library, which all round elsewhere.
+            Self::Pretrain { .. } | Self::Train { .. } => 3,
+            // 2: the same, and generation likewise.
+            Self::Classifier { .. } | Self::States { .. } | Self::Evaluate { .. } => 2,
             Self::Records { .. }
             | Self::Base(_)
             | Self::Tokenizer { .. }
-            | Self::States { .. }
-            | Self::Classifier { .. } => 1,
+            | Self::Reference { .. }
+            | Self::TrainPairs { .. } => 1,
         }
     }
 
@@ -133,6 +158,8 @@ impl Kind {
             | Self::States { .. }
             | Self::Classifier { .. }
             | Self::Train { .. }
+            | Self::Reference { .. }
+            | Self::TrainPairs { .. }
             | Self::Rollout { .. }
             | Self::Evaluate { .. } => true,
         }

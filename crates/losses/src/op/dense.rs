@@ -58,23 +58,7 @@ impl TokenOp {
         let Some(dlogits) = dlogits else {
             return Ok(());
         };
-        let kind = self.hidden.kind();
-        let dlogits = dlogits.f_to_kind(kind)?;
-        if let Some(hidden) = &mut into.hidden {
-            at.add_to(hidden, &dlogits.f_mm(&self.embedding)?.f_to_kind(self.wide())?)?;
-        }
-        if let Some(embedding) = &mut into.embedding {
-            let transposed = dlogits.f_tr()?;
-            // In place where the kinds agree; a narrow product is widened before it is added.
-            let _ = match kind == self.wide() {
-                true => embedding.f_addmm_(&transposed, &self.slope(rows.hidden)?)?,
-                false => {
-                    let product = transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?;
-                    embedding.f_add_(&self.slope(product)?)?
-                }
-            };
-        }
-        Ok(())
+        self.add_products(into, at, &rows, &dlogits)
     }
 
     /// The gradient with respect to the logits of the stats that are functions of the softmax.

@@ -16,6 +16,7 @@ mod dense;
 mod fused;
 mod hand_on;
 mod inputs;
+mod products;
 mod pulls;
 mod reduce;
 mod rows;
@@ -23,7 +24,7 @@ mod stats;
 
 use std::cell::RefCell;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 pub use fused::Fused;
 pub use stats::{Kl, Needs, TokenStats};
@@ -57,6 +58,7 @@ pub struct TokenOp {
     reference_embedding: Option<Tensor>,
     chunk_rows: i64,
     in_place: bool,
+    onednn: bool,
     all_stats: bool,
     /// The logits of the first chunks of the first pass: the second reads them instead of computing them again.
     kept: RefCell<Vec<Tensor>>,
@@ -91,6 +93,7 @@ impl TokenOp {
             temperature: None,
             reference_embedding: None,
             in_place: false,
+            onednn: false,
             all_stats: false,
             kept: RefCell::new(Vec::new()),
         })
@@ -113,6 +116,15 @@ impl TokenOp {
     #[must_use]
     pub fn with_gradient_in_place(mut self) -> Self {
         self.in_place = true;
+        self
+    }
+
+    /// Has oneDNN multiply f32 matrices, which is the faster one where libtorch's own products do not use all that the
+    /// processor has. Changes rounding alone, and nothing in other kinds or on other devices.
+    #[must_use]
+    pub fn with_onednn(mut self, onednn: bool) -> Self {
+        let (kind, device) = (self.hidden.kind(), self.hidden.device());
+        self.onednn = onednn && kind == Kind::Float && device == Device::Cpu;
         self
     }
 
@@ -207,7 +219,6 @@ impl TokenOp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
 
     /// What costs memory and changes no number: only here it can be seen.
     #[test]

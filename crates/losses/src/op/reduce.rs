@@ -44,7 +44,7 @@ impl Softmax {
 impl TokenOp {
     /// Logits `[n, V]` of some rows, in the kind that sums are taken in.
     pub(super) fn logits(&self, rows: &Rows) -> Result<Tensor> {
-        self.mapped(rows.hidden.f_matmul(&self.embedding.f_tr()?)?.f_to_kind(self.wide())?)
+        self.mapped(self.product(rows)?.f_to_kind(self.wide())?)
     }
 
     /// From products of states and embedding to logits.

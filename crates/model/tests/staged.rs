@@ -1,4 +1,4 @@
-//! The trunk in parts: passes that keep little, and states between blocks.
+//! The trunk in parts: passes in stages, with what they keep or replay, and states between blocks.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -9,7 +9,7 @@ use common::random_ids;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use unsay_model::{Config, Decoder, LoraConfig, Precision, Replayed, TargetModules, Trained};
+use unsay_model::{Config, Decoder, LoraConfig, Precision, Products, Staged, TargetModules, Trained};
 
 /// Four heads in two groups, three blocks.
 fn config() -> Config {
@@ -52,8 +52,24 @@ fn top(layers: usize) -> Trained {
     Trained::Top { layers }
 }
 
+/// How far a gradient may be from autograd's, of its largest number: in f32 and bf16 sums are rounded elsewhere.
+fn tolerance(kind: Kind, precision: Precision) -> f64 {
+    match (kind, precision.kind()) {
+        (Kind::Double, _) => 1e-12,
+        (_, Kind::BFloat16) => 0.04,
+        _ => 2e-6,
+    }
+}
+
+/// The largest difference, of the largest number of the first.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    let largest = a.abs().max().double_value(&[]).max(1e-9);
+    (a - b).abs().max().double_value(&[]) / largest
+}
+
 #[test]
-fn replayed_gradients_are_those_of_the_plain_pass_bit_for_bit() {
+fn gradients_in_stages_are_those_of_autograd_and_replayed_the_same_bit_for_bit() {
     let bf16 = Precision::Bf16 { even_if_slower: true };
     let mut compared = 0;
     for tied in [true, false] {
@@ -73,14 +89,19 @@ fn replayed_gradients_are_those_of_the_plain_pass_bit_for_bit() {
                 backward(&decoder, &decoder.trunk().hidden(&ids).unwrap());
                 let plain = gradients(&decoder);
                 let n_frozen = decoder.params().n_frozen();
-                let replayed = decoder.trunk().hidden_replayed(&ids, n_frozen).unwrap();
-                backward(&decoder, replayed.states());
-                replayed.backward().unwrap();
-                let replayed = gradients(&decoder);
-                assert_eq!(plain.len(), replayed.len());
-                for ((name, plain), (_, replayed)) in plain.iter().zip(&replayed) {
+                let [staged, replayed] = [false, true].map(|replay| {
+                    let staged = decoder.trunk().hidden_staged(&ids, n_frozen, None, replay).unwrap();
+                    backward(&decoder, staged.states());
+                    staged.backward().unwrap();
+                    gradients(&decoder)
+                });
+                assert_eq!((plain.len(), plain.len()), (staged.len(), replayed.len()));
+                for (((name, plain), (_, staged)), (_, replayed)) in plain.iter().zip(&staged).zip(&replayed) {
+                    let what = format!("{name} {tied} {precision:?} {trained:?}");
                     assert!(plain.abs().sum(Kind::Double).double_value(&[]) > 0.0, "{name}");
-                    assert!(bits(plain) == bits(replayed), "{name} {tied} {precision:?} {trained:?}");
+                    assert!(bits(staged) == bits(replayed), "{what}");
+                    let off = distance(plain, staged);
+                    assert!(off < tolerance(kind, precision), "{what}: {off}");
                     compared += 1;
                 }
             }
@@ -93,7 +114,7 @@ fn replayed_gradients_are_those_of_the_plain_pass_bit_for_bit() {
 
 /// Windows, learned positions, biases and adapters take the same way back.
 #[test]
-fn replayed_gradients_are_the_plain_ones_in_every_architecture() {
+fn gradients_in_stages_are_those_of_autograd_in_every_architecture() {
     let bf16 = Precision::Bf16 { even_if_slower: true };
     let lora = LoraConfig {
         r: 2,
@@ -134,19 +155,25 @@ fn replayed_gradients_are_the_plain_ones_in_every_architecture() {
                 gradients(&decoder)
             };
             let plain = after(&|ids| backward(&decoder, &trunk.hidden(ids).unwrap()));
-            let way_back = |replayed: Replayed<'_>| {
-                backward(&decoder, replayed.states());
-                replayed.backward().unwrap();
+            let way_back = |staged: Staged<'_>| {
+                backward(&decoder, staged.states());
+                staged.backward().unwrap();
             };
-            let replayed = after(&|ids| way_back(trunk.hidden_replayed(ids, n_frozen).unwrap()));
+            let staged = after(&|ids| way_back(trunk.hidden_staged(ids, n_frozen, None, false).unwrap()));
+            let replayed = after(&|ids| way_back(trunk.hidden_staged(ids, n_frozen, None, true).unwrap()));
             let above = (n_frozen > 0).then(|| {
                 after(&|ids| {
                     let below = trunk.states_below(ids, n_frozen).unwrap();
-                    way_back(trunk.hidden_above_replayed(&below, n_frozen).unwrap());
+                    way_back(trunk.hidden_above_staged(&below, n_frozen, None, false).unwrap());
                 })
             });
+            for ((name, plain), (_, found)) in plain.iter().zip(&staged) {
+                let off = distance(plain, found);
+                let most = tolerance(Kind::Float, precision);
+                assert!(off < most, "{case} {name} {precision:?} {trained:?}: {off}");
+            }
             for found in [Some(replayed), above].into_iter().flatten() {
-                for ((name, plain), (_, found)) in plain.iter().zip(&found) {
+                for ((name, plain), (_, found)) in staged.iter().zip(&found) {
                     assert!(bits(plain) == bits(found), "{case} {name} {precision:?} {trained:?}");
                     compared += i32::from(plain.abs().sum(Kind::Double).double_value(&[]) > 0.0);
                 }
@@ -167,13 +194,13 @@ fn parts_of_the_trunk_make_the_whole() {
             let below = trunk.states_below(&ids, n_frozen).unwrap();
             assert!(!below.requires_grad());
             assert_eq!(below.size(), [4, 9, config.hidden_size as i64]);
-            let above = trunk.hidden_above(&below, n_frozen).unwrap();
+            let above = trunk.hidden_above(&below, n_frozen, None).unwrap();
             assert!(bits(&whole) == bits(&above), "{n_frozen}");
         }
         // Padding on the right, of whatever kind, changes a row by rounding at most.
         let below = trunk.states_below(&ids.narrow(1, 0, 5), 2).unwrap();
         let padded = below.constant_pad_nd([0, 0, 0, 4]);
-        let above = trunk.hidden_above(&padded, 2).unwrap().narrow(1, 0, 5);
+        let above = trunk.hidden_above(&padded, 2, None).unwrap().narrow(1, 0, 5);
         let largest = (above - whole.narrow(1, 0, 5)).abs().max() / whole.abs().max();
         let difference = largest.double_value(&[]);
         assert!(
@@ -232,17 +259,116 @@ fn states_that_do_not_fit_are_errors() {
         states(&[0, 3, width], Kind::Float),
         states(&[1, config().max_position_embeddings as i64 + 1, width], Kind::Float),
     ] {
-        let error = trunk.hidden_above(&wrong, 1).unwrap_err().to_string();
+        let error = trunk.hidden_above(&wrong, 1, None).unwrap_err().to_string();
         assert!(error.starts_with("states between blocks: expected [B, T, "), "{error}");
     }
     let error = trunk.states_below(&ids(1, 3), 9).unwrap_err().to_string();
     assert!(error.contains("frozen blocks: expected at most"), "{error}");
-    assert!(trunk.hidden_replayed(&ids(1, 3), 9).is_err());
+    assert!(trunk.hidden_staged(&ids(1, 3), 9, None, true).is_err());
     assert!(
         trunk
-            .hidden_above_replayed(&states(&[1, 3, width], Kind::Float), 9)
+            .hidden_above_staged(&states(&[1, 3, width], Kind::Float), 9, None, false)
             .is_err()
     );
     // A pass of which nobody wants the gradient does nothing on its way back.
-    trunk.hidden_replayed(&ids(1, 3), 0).unwrap().backward().unwrap();
+    for replay in [false, true] {
+        let staged = trunk.hidden_staged(&ids(1, 3), 0, None, replay).unwrap();
+        staged.backward().unwrap();
+    }
+}
+
+/// As [`backward`], without its rounding to f32.
+fn in_double(decoder: &Decoder, states: &Tensor) {
+    let logits = states.matmul(&decoder.output_embedding().tr());
+    logits.tanh().sum(Kind::Double).backward();
+}
+
+/// States at some positions, and the gradients that come with them, are those of all positions where the loss reads
+/// these alone, whatever part is trained and wherever the pass begins.
+#[test]
+fn states_at_rows_are_rows_of_the_states() {
+    let rows = Tensor::from_slice(&[2_i64, 3, 8, 13, 20]);
+    let mut compared = 0;
+    for trained in [Trained::All {}, top(1), top(2)] {
+        let decoder = common::decoder(&config(), 4, Kind::Double)
+            .with_trained(&trained, &mut ChaCha8Rng::seed_from_u64(1))
+            .unwrap();
+        let (trunk, ids, n_frozen) = (decoder.trunk(), ids(3, 7), decoder.params().n_frozen());
+        let below = trunk.states_below(&ids, n_frozen).unwrap();
+        let whole = trunk.hidden(&ids).unwrap().reshape([21, -1]).index_select(0, &rows);
+        in_double(&decoder, &whole);
+        let expected = gradients(&decoder);
+        let mut check = |states: &Tensor, way_back: &dyn Fn()| {
+            assert!(distance(&whole, states) < 1e-12);
+            in_double(&decoder, states);
+            way_back();
+            for ((name, expected), (_, found)) in expected.iter().zip(gradients(&decoder)) {
+                assert!(distance(expected, &found) < 1e-12, "{name} {trained:?}");
+                compared += 1;
+            }
+        };
+        check(&trunk.hidden_at(&ids, &rows).unwrap(), &|| ());
+        if n_frozen > 0 {
+            check(&trunk.hidden_above(&below, n_frozen, Some(&rows)).unwrap(), &|| ());
+        }
+        for replay in [false, true] {
+            let mut staged = vec![trunk.hidden_staged(&ids, n_frozen, Some(&rows), replay).unwrap()];
+            if n_frozen > 0 {
+                staged.push(
+                    trunk
+                        .hidden_above_staged(&below, n_frozen, Some(&rows), replay)
+                        .unwrap(),
+                );
+            }
+            for staged in staged {
+                let states = staged.states().shallow_clone();
+                let staged = std::cell::Cell::new(Some(staged));
+                check(&states, &|| staged.take().unwrap().backward().unwrap());
+            }
+        }
+    }
+    assert!(compared > 100, "{compared}");
+    let decoder = common::decoder(&config(), 4, Kind::Double);
+    // Above all blocks there is only the norm.
+    let all = decoder.trunk().states_below(&ids(3, 7), 3).unwrap();
+    let last = decoder.trunk().hidden_above(&all, 3, Some(&rows)).unwrap();
+    assert!(distance(&decoder.trunk().hidden_at(&ids(3, 7), &rows).unwrap(), &last) < 1e-12);
+    for wrong in [
+        Tensor::from_slice(&[21_i64]),
+        Tensor::from_slice(&[-1_i64]),
+        Tensor::from_slice(&[1_i32]),
+        Tensor::from_slice::<i64>(&[]),
+        Tensor::from_slice(&[1_i64]).view([1, 1]),
+    ] {
+        let error = decoder.trunk().hidden_at(&ids(3, 7), &wrong).unwrap_err().to_string();
+        assert!(
+            error.starts_with("rows: expected a non-empty [N] of Int64, below 21, got "),
+            "{error}"
+        );
+    }
+}
+
+/// Where oneDNN multiplies, only rounding differs: one big enough batch, both ways, in value and gradient.
+#[test]
+fn products_by_onednn_are_those_of_blas() {
+    let decoder = |products| common::decoder(&config(), 4, Kind::Float).multiplying_by(products);
+    let (plain, other) = (decoder(Products::Blas), decoder(Products::OneDnn));
+    let ids = ids(16, 9);
+    let after = |decoder: &Decoder| {
+        let staged = decoder.trunk().hidden_staged(&ids, 0, None, false).unwrap();
+        backward(decoder, staged.states());
+        let states = staged.states().detach();
+        staged.backward().unwrap();
+        (states, gradients(decoder))
+    };
+    let ((a, plain_gradients), (b, gradients)) = (after(&plain), after(&other));
+    assert!(distance(&a, &b) < 2e-6 && bits(&a) != bits(&b));
+    for ((name, plain), (_, found)) in plain_gradients.iter().zip(&gradients) {
+        let off = distance(plain, found);
+        assert!(off < 5e-6, "{name}: {off}");
+    }
+    assert_eq!(gradients.len(), 29);
+    // Nothing of it where it does not apply.
+    let wide = common::decoder(&config(), 4, Kind::Double).multiplying_by(Products::OneDnn);
+    assert_eq!(wide.products(), Products::Blas);
 }

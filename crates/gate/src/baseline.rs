@@ -1,0 +1,163 @@
+//! The committed figures that new ones are compared with.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// Figures by kind.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Baseline {
+    /// Instructions of one call: they belong to a compiler, a valgrind and an instruction set.
+    pub(crate) counts: Counts,
+    /// Time over that of the reference, by processor.
+    pub(crate) times: BTreeMap<String, BTreeMap<String, Figure>>,
+}
+
+/// Instruction counts and what they were made with.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Counts {
+    /// Counts of other tools are other counts.
+    pub(crate) tools: Tools,
+    /// By path.
+    pub(crate) figures: BTreeMap<String, Figure>,
+}
+
+/// What instruction counts depend on beside the code.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tools {
+    /// What `rustc --version` says.
+    pub(crate) rustc: String,
+    /// What `valgrind --version` says.
+    pub(crate) valgrind: String,
+    /// The family of processors.
+    pub(crate) architecture: String,
+}
+
+/// One figure.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Figure {
+    /// What was measured.
+    pub(crate) value: f64,
+    /// The share of it that a new measurement may differ by, in (0, 1).
+    pub(crate) tolerance: f64,
+}
+
+/// Where the baseline lies.
+pub(crate) fn file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("baseline.json")
+}
+
+impl Baseline {
+    /// Reads the committed one; an empty one where there is none.
+    ///
+    /// # Errors
+    /// A file that is not one.
+    pub(crate) fn read() -> Result<Self> {
+        let path = file();
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("`{}` is no baseline", path.display()))
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn write(&self) -> Result<()> {
+        let path = file();
+        let partial = path.with_extension("json.partial");
+        std::fs::write(&partial, serde_json::to_string_pretty(self)? + "\n")?;
+        std::fs::rename(&partial, &path).with_context(|| format!("cannot write `{}`", path.display()))
+    }
+}
+
+/// The tools of this machine.
+///
+/// # Errors
+/// Without rustc.
+pub(crate) fn tools(valgrind: String) -> Result<Tools> {
+    let said = Command::new("rustc")
+        .arg("--version")
+        .output()
+        .context("no rustc found")?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    // Without the date and the commit.
+    let rustc: Vec<&str> = text.split_whitespace().take(2).collect();
+    Ok(Tools {
+        rustc: rustc.join(" "),
+        valgrind,
+        architecture: std::env::consts::ARCH.to_owned(),
+    })
+}
+
+/// The processor as the system describes it: name, family and model.
+pub(crate) fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |wanted: &str| {
+        let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+        fields
+            .find(|(name, _)| name.trim() == wanted)
+            .map(|(_, value)| value.trim().to_owned())
+    };
+    let [name, family, model] = ["model name", "cpu family", "model"].map(field);
+    let name = name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    match (family, model) {
+        (Some(family), Some(model)) => format!("{name}, family {family}, model {model}"),
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths;
+
+    fn names(figures: &BTreeMap<String, Figure>) -> Vec<&str> {
+        for (name, figure) in figures {
+            assert!(figure.value > 0.0, "{name}");
+            assert!(
+                figure.tolerance > 0.0 && figure.tolerance < 0.1,
+                "{name}: ten percent pass unseen"
+            );
+        }
+        figures.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn the_baseline_has_every_path() {
+        let baseline = Baseline::read().unwrap();
+        let sorted = |libtorch: bool| {
+            let paths = paths::all();
+            let mut names: Vec<&str> = paths
+                .iter()
+                .filter(|p| !libtorch || p.libtorch)
+                .map(|p| p.name)
+                .collect();
+            names.sort_unstable();
+            names
+        };
+        let all = sorted(false);
+        assert!(all.len() > 20, "only {} paths", all.len());
+        assert_eq!(names(&baseline.counts.figures), all);
+        assert!(!baseline.times.is_empty());
+        for figures in baseline.times.values() {
+            assert_eq!(names(figures), sorted(true));
+        }
+    }
+
+    #[test]
+    fn a_figure_that_is_not_known_is_refused() {
+        let text = r#"{ "value": 1.0, "tolerance": 0.05, "unit": "ms" }"#;
+        let error = serde_json::from_str::<Figure>(text).unwrap_err().to_string();
+        assert!(error.starts_with("unknown field `unit`"), "{error}");
+    }
+}

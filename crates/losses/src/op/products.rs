@@ -1,0 +1,63 @@
+//! The three products of the op: logits, and the gradients of states and embedding.
+
+use tch::Tensor;
+
+use super::TokenOp;
+use super::backward::Gradients;
+use super::rows::{Pick, Rows};
+use crate::Result;
+
+impl TokenOp {
+    /// `hidden · embeddingᵀ` of some rows, `[n, V]`.
+    pub(super) fn product(&self, rows: &Rows) -> Result<Tensor> {
+        let embedding = self.embedding.detach();
+        if !self.onednn {
+            return Ok(rows.hidden.f_matmul(&embedding.f_tr()?)?);
+        }
+        let product = packed(&rows.hidden)?.f_mkldnn_linear(&embedding, None::<&Tensor>)?;
+        Ok(product.f_to_dense(None, false)?)
+    }
+
+    /// Adds the gradients that come with `dlogits` `[n, V]`, those of the products of the rows `at`.
+    pub(super) fn add_products(&self, into: &mut Gradients, at: &Pick, rows: &Rows, dlogits: &Tensor) -> Result<()> {
+        let kind = self.hidden.kind();
+        let dlogits = dlogits.f_to_kind(kind)?;
+        if self.onednn {
+            return self.add_by_onednn(into, at, rows, &packed(&dlogits)?);
+        }
+        if let Some(hidden) = &mut into.hidden {
+            at.add_to(hidden, &dlogits.f_mm(&self.embedding)?.f_to_kind(self.wide())?)?;
+        }
+        if let Some(embedding) = &mut into.embedding {
+            let transposed = dlogits.f_tr()?;
+            // In place where the kinds agree; a narrow product is widened before it is added.
+            let _ = match kind == self.wide() {
+                true => embedding.f_addmm_(&transposed, &self.slope(rows.hidden.shallow_clone())?)?,
+                false => {
+                    let product = transposed.f_mm(&rows.hidden)?.f_to_kind(self.wide())?;
+                    embedding.f_add_(&self.slope(product)?)?
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn add_by_onednn(&self, into: &mut Gradients, at: &Pick, rows: &Rows, dlogits: &Tensor) -> Result<()> {
+        let known = self.embedding.detach();
+        if let Some(hidden) = &mut into.hidden {
+            let gradient = Tensor::f_mkldnn_linear_backward_input(rows.hidden.size(), dlogits, &known)?;
+            at.add_to(hidden, &gradient.f_to_dense(None, false)?)?;
+        }
+        if let Some(embedding) = &mut into.embedding {
+            let states = packed(&self.slope(rows.hidden.shallow_clone())?)?;
+            let (gradient, _) = states.f_mkldnn_linear_backward_weights(dlogits, &known, false)?;
+            let _ = embedding.f_add_(&gradient)?;
+        }
+        Ok(())
+    }
+}
+
+/// A matrix as oneDNN reads it.
+fn packed(matrix: &Tensor) -> Result<Tensor> {
+    Ok(matrix.f_to_mkldnn(None)?)
+}

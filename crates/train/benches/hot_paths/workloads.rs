@@ -1,0 +1,86 @@
+//! What is timed of this crate by `cargo bench` and guarded by `just bench-gate`: names and set-ups. A work does the same each time.
+#![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first error")]
+
+use std::hint::black_box;
+
+use tch::{Device, Kind};
+use unsay_data::{Encoded, Label, Span, stream};
+use unsay_losses::token::{Cringe, Loss};
+use unsay_model::{Config, Decoder, Size};
+use unsay_train::{AdamW, Examples, Fit, LanguageObjective, Settings, Source, grad_norm};
+
+/// A work that can be done again and again.
+pub(crate) type Work = Box<dyn FnMut()>;
+
+/// Makes what a work needs.
+pub(crate) type Make = fn() -> Work;
+
+/// Every work, by name.
+pub(crate) const WORKLOADS: [(&str, Make); 3] = [
+    ("train/step_nll/8x32", || step(Loss::Nll(Default::default()))),
+    ("train/step_cringe/8x32", || step(Loss::Cringe(Cringe::new(1.0, 5)))),
+    ("train/adamw/0.1M", adamw),
+];
+
+const VOCAB: usize = 512;
+
+/// Two blocks of width 64.
+fn model() -> Decoder {
+    let size = Size {
+        hidden_size: 64,
+        intermediate_size: 176,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+    };
+    let config = Config::new(&size, VOCAB, 64);
+    Decoder::init(&config, &mut stream(0, "init", 0), Device::Cpu).unwrap()
+}
+
+fn source(n: usize) -> Source {
+    let one = |example: usize| Encoded {
+        ids: (0..32)
+            .map(|at| 4 + (example as u32 * 31 + at * 17) % (VOCAB as u32 - 4))
+            .collect(),
+        spans: vec![Span {
+            start: 16,
+            end: 32,
+            ended: false,
+        }],
+        label: if example.is_multiple_of(2) {
+            Label::Positive
+        } else {
+            Label::Negative
+        },
+        example,
+    };
+    Source {
+        encoded: (0..n).map(one).collect(),
+        ids: Vec::new(),
+        weight: 1.0,
+    }
+}
+
+/// A whole step of the loop on the same 8 examples, in another order each time: batch, forward, loss, backward, clipping, AdamW, record.
+fn step(loss: Loss) -> Work {
+    let examples = Examples::new(vec![source(8)], source(8)).unwrap();
+    let objective = LanguageObjective::new(model(), loss, examples).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut fit = Fit::open(objective, &Settings::new(1 << 40, 8, 1e-4), 0, folder.path()).unwrap();
+    Box::new(move || {
+        black_box(fit.next().unwrap().unwrap());
+        black_box(&folder);
+    })
+}
+
+/// The gradients' norm and an update of all weights.
+fn adamw() -> Work {
+    let model = model();
+    let ids = tch::Tensor::arange(32, (Kind::Int64, Device::Cpu)).view([1, 32]);
+    model.hidden(&ids).unwrap().sum(Kind::Float).backward();
+    let mut optimiser = AdamW::new(model.params(), (0.9, 0.999), 1e-8, 0.01).unwrap();
+    Box::new(move || {
+        black_box(grad_norm(model.params()).unwrap().double_value(&[]));
+        optimiser.step(model.params(), 1e-4, 1.0).unwrap();
+    })
+}
