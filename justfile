@@ -30,6 +30,17 @@ bench-gate *options:
     cargo build --quiet --locked --workspace --bins
     "${CARGO_TARGET_DIR:-target}/debug/unsay-gate" "$@"
 
+# Side by side with transformers, TRL and PyTorch, in a private Python environment that is made first: just bench-peers --only 'sft_*'
+bench-peers *options:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo build --quiet --locked -p unsay-bench -p unsay-experiment
+    case " $* " in
+        *" --list "* | *" --help "*) python=python3 ;;
+        *) python=$(crates/bench/peers/environment.sh) ;;
+    esac
+    exec "${CARGO_TARGET_DIR:-target}/debug/unsay-bench" peers --python "$python" "$@"
+
 # Format, lints, documentation
 lint:
     cargo fmt --all --check

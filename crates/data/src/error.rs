@@ -259,6 +259,15 @@ pub enum Error {
         /// Where its completion should start.
         start: usize,
     },
+    /// A pair whose completions do not go on from the same tokens.
+    #[error(
+        "pair {pair}: expected one prompt for both completions, got other tokens before the rejected than before the chosen \
+         one\nhint: the chat template looks ahead to the answer; pairs need one that does not"
+    )]
+    PromptsDiffer {
+        /// The index of the pair in what was encoded.
+        pair: usize,
+    },
     /// A name that is not in the catalog.
     #[error("expected a {kind} of the catalog ({}), got `{got}`{}", listed(known), hint(nearest))]
     UnknownName {

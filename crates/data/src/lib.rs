@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod hash;
 mod mixture;
+mod pairs;
 mod record;
 mod shapes;
 mod streams;
@@ -23,6 +24,7 @@ pub use encode::{Encoded, Limits, Prompt, Span, Supervision, encode_all, encode_
 pub use error::{Error, Place, Result};
 pub use files::{Files, read_examples, read_file, write_examples};
 pub use mixture::Mixture;
+pub use pairs::{Branch, EncodedPair, PairBatch, encode_pairs, pair_up};
 pub use record::{Example, Label, Message, Splits};
 pub use streams::stream;
 pub use tokenizer::Tokenizer;

@@ -11,6 +11,7 @@ use crate::turns;
 pub(crate) const SHAPES: &str = "  prompt, completion            unlabelled\n  \
      prompt, completion, label     label is true (positive) or false (negative)\n  \
      prompt, chosen, rejected      a positive and a negative example per row\n  \
+     chosen, rejected              the same, as conversations that differ in their last message\n  \
      messages                      a list of role and content; the last is the completion";
 
 /// One row of a file as named values.
@@ -23,6 +24,7 @@ pub(crate) enum Shape {
     Completion,
     LabelledCompletion,
     Preference,
+    ImplicitPreference,
     Messages,
 }
 
@@ -41,7 +43,13 @@ impl Shape {
         };
         let candidates = [
             (has("prompt") && has("completion"), completion),
-            (has("prompt") && has("chosen") && has("rejected"), Self::Preference),
+            (
+                has("chosen") && has("rejected"),
+                match has("prompt") {
+                    true => Self::Preference,
+                    false => Self::ImplicitPreference,
+                },
+            ),
             (has("messages"), Self::Messages),
         ];
         let mut fitting = candidates.into_iter().filter(|(fits, _)| *fits).map(|(_, shape)| shape);
@@ -73,6 +81,7 @@ impl Shape {
             Self::Completion => vec!["prompt", "completion"],
             Self::LabelledCompletion => vec!["prompt", "completion", "label"],
             Self::Preference => vec!["prompt", "chosen", "rejected"],
+            Self::ImplicitPreference => vec!["chosen", "rejected"],
             Self::Messages => vec!["messages"],
         }
     }
@@ -120,9 +129,24 @@ impl Shape {
                     label,
                 )
             }
-            Self::Preference => {
-                let prompt = row.prompt("prompt")?;
-                let (chosen, rejected) = (row.completion("chosen")?, row.completion("rejected")?);
+            Self::Preference | Self::ImplicitPreference => {
+                // A text beside a prompt is a completion, whoever it names.
+                let texts = matches!(self, Self::ImplicitPreference);
+                let whole = [row.conversation("chosen", texts)?, row.conversation("rejected", texts)?];
+                let (prompt, chosen, rejected) = match (self, whole) {
+                    (_, [Some(chosen), Some(rejected)]) => {
+                        let (earlier, chosen, rejected) = row.last_messages(chosen, rejected)?;
+                        if matches!(self, Self::Preference) {
+                            row.said_in(&earlier)?;
+                        }
+                        (Side::of(earlier), Side::of(vec![chosen]), Side::of(vec![rejected]))
+                    }
+                    (Self::ImplicitPreference, _) => return Err(row.no_prompt()),
+                    _ => {
+                        let sides = (row.completion("chosen")?, row.completion("rejected")?);
+                        (row.prompt("prompt")?, sides.0, sides.1)
+                    }
+                };
                 push(format!("{id}:chosen"), &prompt, chosen, Label::Positive)?;
                 push(format!("{id}:rejected"), &prompt, rejected, Label::Negative)
             }
@@ -210,6 +234,63 @@ impl<'a> Row<'a> {
             }
             other => Err(self.wrong(column, "text", kind(other))),
         }
+    }
+
+    /// A whole conversation: a list of several messages, or among `texts` one in which people and assistant are named at the
+    /// beginnings of their turns; nothing where it is neither.
+    fn conversation(&self, column: &str, texts: bool) -> Result<Option<Vec<Message>>> {
+        match self.value(column)? {
+            Value::String(text) if texts => Ok(turns::named(text)),
+            value @ Value::Array(list) if list.len() > 1 => Ok(Some(self.messages(column, value)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Two conversations that differ in their last message alone, which is the assistant's: what they share, and the last
+    /// messages.
+    fn last_messages(
+        &self,
+        mut chosen: Vec<Message>,
+        mut rejected: Vec<Message>,
+    ) -> Result<(Vec<Message>, Message, Message)> {
+        let last = |column: &str, all: &mut Vec<Message>| match all.pop() {
+            Some(last) if last.role == "assistant" => Ok(last),
+            last => {
+                let got = last.map_or("none".to_owned(), |last| format!("role `{}`", last.role));
+                Err(self.wrong(column, "a last message with the role `assistant`", got))
+            }
+        };
+        let ends = (last("chosen", &mut chosen)?, last("rejected", &mut rejected)?);
+        match chosen == rejected && !chosen.is_empty() {
+            true => Ok((chosen, ends.0, ends.1)),
+            false => {
+                let at = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count() + 1;
+                let got = format!("conversations that differ from message {at} on");
+                Err(self.wrong("rejected", "the messages of `chosen` before the last one", got))
+            }
+        }
+    }
+
+    /// Refuses a prompt that is no message of the conversation that stands beside it.
+    fn said_in(&self, messages: &[Message]) -> Result<()> {
+        let said = match self.value("prompt")? {
+            Value::String(text) => messages.iter().any(|message| message.content == *text),
+            value => self.messages("prompt", value)? == messages,
+        };
+        match said {
+            true => Ok(()),
+            false => Err(self.wrong(
+                "prompt",
+                "what is said in `chosen` before its last message",
+                "something else",
+            )),
+        }
+    }
+
+    fn no_prompt(&self) -> Error {
+        let got =
+            "text without a prompt\nhint: give the prompt in a column `prompt`, or conversations as lists of messages";
+        self.wrong("chosen", "a conversation", got)
     }
 
     fn messages(&self, column: &str, value: &Value) -> Result<Vec<Message>> {

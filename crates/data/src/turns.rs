@@ -1,5 +1,7 @@
 //! Text of one turn on one line; turns of a dialogue joined by `\n`.
 
+use crate::record::Message;
+
 /// True for every character that ends a line.
 fn breaks_line(c: char) -> bool {
     matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{85}' | '\u{2028}' | '\u{2029}')
@@ -22,9 +24,48 @@ pub(crate) fn joined<T: AsRef<str>>(turns: impl IntoIterator<Item = T>) -> Strin
     turns.collect::<Vec<_>>().join("\n")
 }
 
+/// The turns of a text in which each begins, after an empty line, with who says it: `Human:` or `Assistant:`, as in published
+/// preference data. Nothing where the text does not begin so.
+pub(crate) fn named(text: &str) -> Option<Vec<Message>> {
+    const NAMES: [(&str, &str); 2] = [("Human:", "user"), ("Assistant:", "assistant")];
+    let begins = |part: &str| NAMES.into_iter().find(|(name, _)| part.starts_with(name));
+    let text = text.trim_start();
+    begins(text)?;
+    let mut messages: Vec<Message> = Vec::new();
+    for part in text.split("\n\n") {
+        match (begins(part), messages.last_mut()) {
+            (Some((name, role)), _) => messages.push(Message::new(role, &part[name.len()..])),
+            // A turn may have empty lines of its own.
+            (None, Some(open)) => {
+                open.content.push_str("\n\n");
+                open.content.push_str(part);
+            }
+            (None, None) => {}
+        }
+    }
+    for message in &mut messages {
+        message.content = message.content.trim().to_owned();
+    }
+    Some(messages)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{dialogue, joined, turn};
+    use super::{dialogue, joined, named, turn};
+
+    #[test]
+    fn turns_with_names_are_messages() {
+        let said = named("\n\nHuman: hi\n\nthere\n\nAssistant: Human: is who?\n\nHuman: me\n\nAssistant:").unwrap();
+        let said: Vec<(&str, &str)> = said.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+        let expected = [
+            ("user", "hi\n\nthere"),
+            ("assistant", "Human: is who?"),
+            ("user", "me"),
+            ("assistant", ""),
+        ];
+        assert_eq!(said, expected);
+        assert!(named("hello\n\nHuman: hi").is_none() && named("").is_none());
+    }
 
     #[test]
     fn a_turn_is_one_line() {

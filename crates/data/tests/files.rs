@@ -103,6 +103,62 @@ fn standard_shapes_are_recognised_by_their_columns() {
 }
 
 #[test]
+fn pairs_of_conversations_share_all_but_their_last_message() {
+    use Label::{Negative, Positive};
+    let folder = Folder::new();
+    let said = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": "{content}"}}"#);
+    let (user, good, bad) = (said("user", "q"), said("assistant", "c"), said("assistant", "r"));
+    let pair = [is("q", "c", Positive), is("q", "r", Negative)];
+    let rows = [
+        format!(r#"{{"chosen": [{user}, {good}], "rejected": [{user}, {bad}]}}"#),
+        format!(r#"{{"prompt": "q", "chosen": [{user}, {good}], "rejected": [{user}, {bad}]}}"#),
+        format!(r#"{{"prompt": [{user}], "chosen": [{user}, {good}], "rejected": [{user}, {bad}]}}"#),
+        r#"{"chosen": "\n\nHuman: q\n\nAssistant: c", "rejected": "\n\nHuman: q\n\nAssistant: r"}"#.to_owned(),
+    ];
+    for row in &rows {
+        let path = folder.file("a.jsonl", row);
+        assert_eq!(read(&path), pair, "{row}");
+        let examples = read_file(&path, None, "s").unwrap();
+        assert_eq!(unsay_data::pair_up(&examples), [(0, 1)]);
+        let roles: Vec<&str> = examples[1].messages.iter().map(|m| m.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant"], "{row}");
+    }
+    // Beside a prompt a text is a completion, whoever it names.
+    let named = folder.file(
+        "b.jsonl",
+        r#"{"prompt": "q", "chosen": "Assistant: c", "rejected": "Human: r"}"#,
+    );
+    assert_eq!(
+        read(&named),
+        [is("q", "Assistant: c", Positive), is("q", "Human: r", Negative)]
+    );
+    let other = said("user", "p");
+    for (row, expected) in [
+        (
+            format!(r#"{{"chosen": [{user}, {good}], "rejected": [{other}, {bad}]}}"#),
+            "conversations that differ from message 1 on",
+        ),
+        (
+            format!(r#"{{"chosen": [{user}, {user}], "rejected": [{user}, {bad}]}}"#),
+            "a last message with the role `assistant` in `chosen`",
+        ),
+        (
+            format!(r#"{{"prompt": "p", "chosen": [{user}, {good}], "rejected": [{user}, {bad}]}}"#),
+            "what is said in `chosen` before its last message",
+        ),
+        (
+            r#"{"chosen": "c", "rejected": "r"}"#.to_owned(),
+            "hint: give the prompt in a column `prompt`",
+        ),
+    ] {
+        let error = read_file(&folder.file("c.jsonl", &row), None, "s")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn csv_rows_may_span_lines() {
     let folder = Folder::new();
     let path = folder.file(
@@ -243,6 +299,7 @@ fn columns_that_do_not_fit_are_named() {
            prompt, completion            unlabelled\n  \
            prompt, completion, label     label is true (positive) or false (negative)\n  \
            prompt, chosen, rejected      a positive and a negative example per row\n  \
+           chosen, rejected              the same, as conversations that differ in their last message\n  \
            messages                      a list of role and content; the last is the completion"
     );
     let both = r#"{"prompt": "c", "completion": "r", "messages": []}"#;

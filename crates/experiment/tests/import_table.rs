@@ -14,6 +14,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("train", &["data", "model", "losses"]),
     ("rl", &["data", "model", "losses", "reward", "train"]),
     ("eval", &["data", "model", "reward"]),
+    ("bench", &["data", "losses", "model", "train"]),
     (
         "experiment",
         &["data", "model", "losses", "reward", "train", "rl", "eval", "report"],
@@ -27,9 +28,9 @@ const TABLE: &[(&str, &[&str])] = &[
 /// Outside library, and the only crates that may name it.
 const OWNERS: &[(&str, &[&str])] = &[
     ("serde_yaml", &["experiment"]),
-    ("clap", &["experiment", "gate"]),
+    ("clap", &["bench", "experiment", "gate"]),
     ("indicatif", &["experiment"]),
-    ("anyhow", &["experiment", "gate"]),
+    ("anyhow", &["bench", "experiment", "gate"]),
     ("polars", &["data", "report"]),
     ("minijinja", &["data"]),
     ("minijinja-contrib", &["data"]),

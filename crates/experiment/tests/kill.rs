@@ -74,6 +74,12 @@ fn killed_while_it_teaches_a_model_from_outside_the_tables_are_the_same() {
     });
 }
 
+/// Pairs, the reference taken once, and a mean beside the weights.
+#[test]
+fn killed_while_it_trains_on_pairs_the_tables_are_the_same() {
+    kill(4, &|| Desk::with("manifest.yaml", include_str!("fixtures/pairs.yaml")));
+}
+
 /// Kills the run on a desk so many times, and compares with one that nothing disturbed.
 #[allow(clippy::print_stdout, reason = "shown when it fails, or when it is asked for")]
 fn kill(times: u64, desk_of: &dyn Fn() -> Desk) {

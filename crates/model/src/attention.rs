@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::branches::Blocks;
 use crate::linear::Linear;
 use crate::positions::Place;
 
@@ -76,8 +77,10 @@ impl Attention {
 pub(crate) enum Sight {
     /// All up to itself.
     Causal,
-    /// Those where an additive mask [B, 1, T, T] or [1, 1, T, T] is 0 rather than minus infinity.
+    /// Those where an additive mask [B, 1, T, S] or [1, 1, T, S] is 0 rather than minus infinity.
     Masked(Tensor),
+    /// Those before it in its sequence, of sequences that lie end to end.
+    Blocks(Box<Blocks>),
 }
 
 impl Sight {
@@ -135,24 +138,25 @@ fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) 
 /// takes 2.4 to 3.2 times as long at 64 positions with its way back, as long at 256, and 0.75 times as long at 1024.
 const WIDE_UP_TO: i64 = 256;
 
-/// q [B, T, H, d], k and v [B, T, G, d] with G dividing H → [B, T, H·d].
+/// q [B, T, H, d], k and v [B, S, G, d] with G dividing H → [B, T, H·d]; without a mask S is T.
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
+    let mask = match sight {
+        Sight::Blocks(blocks) => return blocks.attend(q, k, v),
+        Sight::Causal => None,
+        Sight::Masked(mask) => Some(mask),
+    };
     let kind = q.f_kind()?;
     if kind == Kind::BFloat16 && q.device() == Device::Cpu && q.size()[1] <= WIDE_UP_TO {
         let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
-        let sight = match sight {
-            Sight::Causal => Sight::Causal,
-            Sight::Masked(mask) => Sight::Masked(wide(mask)?),
+        let sight = match mask {
+            None => Sight::Causal,
+            Some(mask) => Sight::Masked(wide(mask)?),
         };
         return Ok(attend(&wide(q)?, &wide(k)?, &wide(v)?, &sight)?.f_to_kind(kind)?);
     }
     let grouped = q.size()[2] != k.size()[2];
     let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
-    let (mask, causal) = match sight {
-        Sight::Causal => (None, true),
-        Sight::Masked(mask) => (Some(mask), false),
-    };
-    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, grouped)?;
+    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, mask.is_none(), None, grouped)?;
     merge_heads(&out)
 }
 

@@ -182,9 +182,33 @@ impl SequenceClassifier {
         }
         let last = lengths.f_to(self.device())?.f_sub_scalar(1)?;
         let starts = Tensor::f_arange(rows, (Kind::Int64, self.device()))?.f_mul_scalar(width)?;
-        let states = hidden
-            .f_reshape([rows * width, -1])?
-            .f_index_select(0, &starts.f_add(&last)?)?;
+        self.scored(&hidden.f_reshape([rows * width, -1])?, &starts.f_add(&last)?)
+    }
+
+    /// Logits `[B]`, or [B, K], in f32 or wider, from final states [N, D] of tokens in any order, at the tokens `last` `[B]`
+    /// (Int64) that end the sequences.
+    ///
+    /// **Errors**: [`Error::Input`] for tokens that are not there.
+    pub fn score_at(&self, states: &Tensor, last: &Tensor) -> Result<Tensor> {
+        let &[n, _] = states.size().as_slice() else {
+            return Err(Error::input("final states", "[N, D]", format!("{:?}", states.size())));
+        };
+        let (size, kind) = (last.size(), last.f_kind()?);
+        if size.len() != 1 || size == [0] || kind != Kind::Int64 {
+            let got = format!("{size:?} of {kind:?}");
+            return Err(Error::input("last tokens", "at least one, [B] of Int64", got));
+        }
+        let (least, most) = last.f_aminmax(None, false)?;
+        for token in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
+            if token < 0 || token >= n {
+                return Err(Error::input("last token", format!("0 to {}", n - 1), token));
+            }
+        }
+        self.scored(states, &last.f_to(self.device())?)
+    }
+
+    fn scored(&self, states: &Tensor, last: &Tensor) -> Result<Tensor> {
+        let states = states.f_index_select(0, last)?;
         let logits = linear(&wide(states)?, &wide(self.score.shallow_clone())?)?;
         match self.num_labels() {
             1 => Ok(logits.f_squeeze_dim(-1)?),

@@ -7,6 +7,7 @@
 //! * [`Config`]: what a model is; [`Size`]: the part of it that an experiment chooses
 //! * [`Decoder`]: weights and forward pass; [`Params`]: the leaves an optimiser updates
 //! * [`Trunk`]: embedding, blocks and final norm, whole or in parts; [`Replayed`]: a way back that keeps little
+//! * [`Branches`]: sequences that share their beginnings, computed once
 //! * [`Precision`]: the kind it computes in; [`Trained`]: which part of it is trained
 //! * [`generate()`]: batched sampling with a key/value cache; [`logps()`]: scoring with the same log-probs
 //! * [`SequenceClassifier`]: a decoder trunk with a score per label
@@ -22,6 +23,7 @@ mod adapter;
 mod arch;
 mod attention;
 mod block;
+mod branches;
 mod cache;
 mod choose;
 mod classifier;
@@ -57,6 +59,7 @@ pub mod weights;
 
 pub use activation::Activation;
 pub use arch::{Architecture, Gpt2, Llama, Mistral, Phi3, Qwen2};
+pub use branches::Branches;
 pub use classifier::SequenceClassifier;
 pub use config::{Config, Size};
 pub use decoder::Decoder;

@@ -220,6 +220,12 @@ impl Params {
         self.entries.iter()
     }
 
+    /// All but those of an adapter, in order: the model that the adapter is on.
+    pub fn base(&self) -> impl Iterator<Item = &Param> {
+        let of_adapter = self.adapter.as_ref().map_or(0, |adapter| 2 * adapter.modules.len());
+        self.entries.iter().take(self.entries.len() - of_adapter)
+    }
+
     /// What an optimiser updates, in order.
     pub fn trainable(&self) -> impl Iterator<Item = &Param> {
         self.entries.iter().filter(|p| p.trainable)

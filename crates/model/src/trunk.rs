@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, attend, attend_step_by_step};
 use crate::block::Block;
+use crate::branches::Branches;
 use crate::linear::{Linear, LinearShape};
 use crate::norm::Norm;
 use crate::positions::{self, Place, Positions};
@@ -173,6 +174,24 @@ impl Trunk {
         Replayed::new(self, states, n_frozen, frame, None)
     }
 
+    /// Final states [1, N, D] of sequences that share their beginnings, `ids` `[N]` (Int64) end to end. Each token's are
+    /// those that [`Trunk::hidden`] gives it in a row with prompt and branch alone.
+    ///
+    /// **Errors**: [`Error::Input`] for ids that do not fit the branches, the vocabulary or the positions, and where attention
+    /// goes step by step ([`Rounding::eager`]).
+    pub fn hidden_branched(&self, ids: &Tensor, branches: &Branches) -> Result<Tensor> {
+        let (ids, frame) = self.branched(ids, branches)?;
+        self.finish(&self.blocks(0..self.n_blocks(), self.embed(&ids, &frame.place)?, &frame)?)
+    }
+
+    /// The same without activations for the way back; see [`Trunk::hidden_replayed`].
+    pub fn hidden_branched_replayed(&self, ids: &Tensor, n_frozen: usize, branches: &Branches) -> Result<Replayed<'_>> {
+        self.check_frozen(n_frozen)?;
+        let (ids, frame) = self.branched(ids, branches)?;
+        let x = tch::no_grad(|| self.blocks(0..n_frozen, self.embed(&ids, &frame.place)?, &frame))?;
+        Replayed::new(self, x, n_frozen, frame, (n_frozen == 0).then_some(ids))
+    }
+
     /// Ids [B, T] with real [B, T] true where a token is real → final states [B, T, D]; positions count
     /// real tokens only, and states at padding mean nothing.
     pub(crate) fn hidden_with_mask(&self, ids: &Tensor, real: &Tensor) -> Result<Tensor> {
@@ -197,10 +216,53 @@ impl Trunk {
         self.finish(&x)
     }
 
+    /// Ids [1, N] on this device, with where they stand.
+    fn branched(&self, ids: &Tensor, branches: &Branches) -> Result<(Tensor, Frame)> {
+        let (n, size) = (branches.n_tokens(), ids.size());
+        if size != [n as i64] {
+            return Err(Error::input(
+                "token ids",
+                format!("[{n}], as the branches have"),
+                format!("{size:?}"),
+            ));
+        }
+        if self.like_transformers.eager {
+            let expected = "attention by blocks";
+            return Err(Error::input(
+                "attention of branches",
+                expected,
+                "attention step by step",
+            ));
+        }
+        let width = branches.longest();
+        self.check_width(width)?;
+        let ids = self.check_ids(&ids.f_unsqueeze(0)?)?;
+        let options = (self.kind()?, self.device());
+        let place = self.positions.at(&branches.positions(self.device())?, width)?;
+        let near = self
+            .nearest(width as i64)
+            .map(|window| branches.sight(Some(window), options));
+        let sights = Sights {
+            all: branches.sight(None, options)?,
+            near: near.transpose()?,
+        };
+        Ok((ids, Frame { place, sights }))
+    }
+
+    /// The window of the blocks that have one, where it hides something of `width` positions.
+    fn nearest(&self, width: i64) -> Option<i64> {
+        self.windows
+            .iter()
+            .flatten()
+            .min()
+            .copied()
+            .filter(|&window| window < width)
+    }
+
     /// What `width` positions see in each block; real [B, T] is true where a token counts.
     pub(crate) fn sights(&self, real: Option<&Tensor>, width: usize) -> Result<Sights> {
         let (width, options) = (width as i64, (self.kind()?, self.device()));
-        let window = self.windows.iter().flatten().min().filter(|&&window| window < width);
+        let window = self.nearest(width);
         let sight = |window| {
             if self.like_transformers.eager {
                 let twice = matches!(self.positions, Positions::Learned(_)) && !self.like_transformers.later_too;
@@ -210,7 +272,7 @@ impl Trunk {
         };
         Ok(Sights {
             all: sight(None)?,
-            near: window.map(|&window| sight(Some(window))).transpose()?,
+            near: window.map(|window| sight(Some(window))).transpose()?,
         })
     }
 
@@ -326,9 +388,24 @@ impl Trunk {
                 format!("{size:?} of {kind:?}"),
             ));
         }
+        self.check_width(width as usize)?;
+        Ok((self.check_ids(ids)?, rows as usize, width as usize))
+    }
+
+    fn check_width(&self, width: usize) -> Result<()> {
         let longest = self.config.max_position_embeddings;
-        if width as usize > longest {
-            return Err(Error::input("sequence length", format!("at most {longest}"), width));
+        match width > longest {
+            false => Ok(()),
+            true => Err(Error::input("sequence length", format!("at most {longest}"), width)),
+        }
+    }
+
+    /// Ids on this device; refuses others than those of the vocabulary.
+    fn check_ids(&self, ids: &Tensor) -> Result<Tensor> {
+        let kind = ids.f_kind()?;
+        if ids.numel() == 0 || kind != Kind::Int64 {
+            let got = format!("{:?} of {kind:?}", ids.size());
+            return Err(Error::input("token ids", "at least one, of Int64", got));
         }
         let (least, most) = ids.f_aminmax(None, false)?;
         for id in [least.f_int64_value(&[])?, most.f_int64_value(&[])?] {
@@ -340,6 +417,6 @@ impl Trunk {
                 ));
             }
         }
-        Ok((ids.f_to(self.device())?, rows as usize, width as usize))
+        Ok(ids.f_to(self.device())?)
     }
 }

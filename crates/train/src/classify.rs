@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-use unsay_data::{Batch, Label};
+use unsay_data::{Batch, Encoded, Label};
 use unsay_losses::scores::pointwise;
 use unsay_model::{Params, SequenceClassifier};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
+use crate::learner::Learner;
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
-use crate::pass::Pass;
 use crate::prefix_states::PrefixStates;
 use crate::settings::Settings;
 
@@ -18,11 +18,9 @@ use crate::settings::Settings;
 /// where positive examples have target 1.
 #[derive(Debug)]
 pub struct ClassifierObjective {
-    classifier: SequenceClassifier,
+    learner: Learner<SequenceClassifier>,
     examples: Examples,
     device: Device,
-    pass: Pass,
-    base_name: String,
 }
 
 impl ClassifierObjective {
@@ -45,47 +43,44 @@ impl ClassifierObjective {
         }
         let device = classifier.device();
         Ok(Self {
-            classifier,
+            learner: Learner::new(classifier),
             examples,
             device,
-            pass: Pass::default(),
-            base_name: String::new(),
         })
     }
 
     /// Takes the states below what is trained from files that hold them; see
     /// [`LanguageObjective::with_prefix_states`](crate::LanguageObjective::with_prefix_states).
     ///
-    /// **Errors**: [`Error::States`] naming the file that was made of other examples.
-    pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
-        self.pass = self.pass.with_prefix_states(states, &self.examples)?;
-        Ok(self)
+    /// **Errors**: [`Error::Stored`] naming the file that was made of other examples.
+    pub fn with_prefix_states(self, states: Vec<PrefixStates>) -> Result<Self> {
+        let learner = self.learner.with_prefix_states(states, &self.examples)?;
+        Ok(Self { learner, ..self })
     }
 
     /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
     #[must_use]
     pub fn with_base_name(self, base_name: impl Into<String>) -> Self {
-        Self {
-            base_name: base_name.into(),
-            ..self
-        }
+        let learner = self.learner.with_base_name(base_name);
+        Self { learner, ..self }
     }
 
     /// The classifier as it is now.
     pub fn classifier(&self) -> &SequenceClassifier {
-        &self.classifier
+        &self.learner.model
     }
 
     /// Gives the classifier back.
     pub fn into_classifier(self) -> SequenceClassifier {
-        self.classifier
+        self.learner.model
     }
 
     fn micro(&self, places: &[Place], batch: &Batch, whole: &Whole, train: bool, sums: &mut Sums) -> Result<()> {
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
-        let pass = self.pass.forward(self.classifier.trunk(), &ids, places, train)?;
+        let pass = self.learner.pass.forward(self.learner.trunk(), &ids, places, train)?;
         let logits = self
-            .classifier
+            .learner
+            .model
             .score(pass.states(), &Tensor::f_from_slice(&batch.lengths)?)?;
         let labels: Vec<f32> = batch.labels.iter().map(|&label| f32::from(label)).collect();
         let target = Tensor::f_from_slice(&labels)?
@@ -129,8 +124,10 @@ impl Whole {
 }
 
 impl Objective for ClassifierObjective {
+    type Sample = Encoded;
+
     fn params(&self) -> &Params {
-        self.classifier.params()
+        self.learner.params()
     }
 
     fn examples(&self) -> &Examples {
@@ -138,19 +135,12 @@ impl Objective for ClassifierObjective {
     }
 
     fn configure(self, settings: &Settings) -> Result<Self> {
-        let classifier = self.classifier.with_precision(settings.precision)?;
-        let pass = self
-            .pass
-            .configured(settings, classifier.trunk(), classifier.params())?;
-        Ok(Self {
-            classifier,
-            pass,
-            ..self
-        })
+        let learner = self.learner.configured(settings)?;
+        Ok(Self { learner, ..self })
     }
 
     fn describe(&self) -> String {
-        format!("classifier pointwise{}", self.pass.describe())
+        format!("classifier pointwise{}", self.learner.pass.describe())
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
@@ -175,24 +165,16 @@ impl Objective for ClassifierObjective {
             let places: Vec<_> = group.iter().map(|&position| batch.places[position]).collect();
             let _guard = (!batch.train).then(tch::no_grad_guard);
             self.micro(&places, &Batch::new(&picked)?, &whole, batch.train, &mut sums)?;
-            if batch.train && groups.len() > 1 {
-                self.params().sum_gradients()?;
-            }
+            self.learner.sum_gradients((batch.train, groups.len()))?;
         }
         sums.finish(&groups, vec![("num_tokens", lengths.iter().sum::<usize>() as f64)])
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        match self.classifier.adapter() {
-            Some(_) => Ok(self.classifier.save_adapter(folder, &self.base_name)?),
-            None => Ok(self.classifier.save(folder)?),
-        }
+        self.learner.save(folder)
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        match self.classifier.adapter() {
-            Some(_) => Ok(self.classifier.read_adapter(folder)?),
-            None => Ok(self.classifier.read_weights(folder)?),
-        }
+        self.learner.restore(folder)
     }
 }

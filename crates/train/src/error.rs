@@ -38,9 +38,12 @@ pub enum Error {
         /// What is wrong with it, with a hint.
         problem: String,
     },
-    /// A file of states below what is trained is damaged, or was made of another model or other examples.
-    #[error("states `{}`: {problem}", .path.display())]
-    States {
+    /// A file of numbers made once, states or a reference's log-probabilities, is damaged, or was made of another model or
+    /// other examples.
+    #[error("{what} `{}`: {problem}", .path.display())]
+    Stored {
+        /// What is in it.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it, with a hint.
@@ -77,8 +80,9 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    pub(crate) fn states(path: &Path, problem: impl Into<String>) -> Self {
-        Self::States {
+    pub(crate) fn stored(what: &'static str, path: &Path, problem: impl Into<String>) -> Self {
+        Self::Stored {
+            what,
             path: path.to_owned(),
             problem: problem.into(),
         }

@@ -1,27 +1,117 @@
 //! The encoded examples of a run: the sources it trains on and the set it is validated on.
 
+use std::fmt::Debug;
+
 use sha2::{Digest, Sha256};
-use unsay_data::{Encoded, Tokenizer};
+use unsay_data::{Encoded, EncodedPair, Tokenizer};
 
 use crate::error::{Error, Result};
 
+/// One of the things that a run trains on, as tokens.
+pub trait Sample: Debug + Clone {
+    /// The index of what it was made of.
+    fn example(&self) -> usize;
+
+    /// How many tokens it has.
+    fn n_tokens(&self) -> usize;
+
+    /// How many tokens its longest sequence has.
+    fn longest(&self) -> usize;
+
+    /// All its tokens.
+    fn tokens(&self) -> impl Iterator<Item = u32>;
+
+    /// Refuses one that has nothing to learn.
+    ///
+    /// **Errors**: those of the data crate.
+    fn check(&self) -> unsay_data::Result<()>;
+
+    /// Hands over everything that makes it different from others.
+    fn feed(&self, to: &mut dyn FnMut(&[u8]));
+}
+
+impl Sample for Encoded {
+    fn example(&self) -> usize {
+        self.example
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn longest(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().copied()
+    }
+
+    fn check(&self) -> unsay_data::Result<()> {
+        self.check()
+    }
+
+    fn feed(&self, to: &mut dyn FnMut(&[u8])) {
+        to(&[self.label as u8]);
+        feed_spans(self, to);
+        feed_ids(&self.ids, to);
+    }
+}
+
+impl Sample for EncodedPair {
+    fn example(&self) -> usize {
+        self.example
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.n_tokens()
+    }
+
+    fn longest(&self) -> usize {
+        self.prompt.len()
+            + self
+                .branches()
+                .map(|branch| branch.ids.len())
+                .into_iter()
+                .fold(0, usize::max)
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = u32> {
+        let branches = self.branches().map(|branch| &branch.ids);
+        let all = [&self.prompt].into_iter().chain(branches);
+        all.flat_map(|ids| ids.iter().copied())
+    }
+
+    fn check(&self) -> unsay_data::Result<()> {
+        self.check()
+    }
+
+    fn feed(&self, to: &mut dyn FnMut(&[u8])) {
+        feed_ids(&self.prompt, to);
+        for branch in self.branches() {
+            to(&branch.n_learnt.to_le_bytes());
+            feed_ids(&branch.ids, to);
+        }
+    }
+}
+
 /// Encoded examples from one place, with names for messages.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct Source<E = Encoded> {
     /// The examples.
-    pub encoded: Vec<Encoded>,
-    /// The id of every example before encoding; `Encoded::example` is an index into it.
+    pub encoded: Vec<E>,
+    /// The id of every example before encoding; [`Sample::example`] is an index into it.
     pub ids: Vec<String>,
     /// The share of a batch taken from this source, relative to the other sources. Not used for validation.
     pub weight: f64,
 }
 
-impl Source {
+impl<E: Sample> Source<E> {
     fn name(&self, index: usize) -> String {
         let id = self
             .encoded
             .get(index)
-            .and_then(|encoded| self.ids.get(encoded.example));
+            .and_then(|encoded| self.ids.get(encoded.example()));
         id.cloned().unwrap_or_else(|| format!("example {index}"))
     }
 }
@@ -45,15 +135,15 @@ pub enum Place {
 
 /// What a run trains on and is validated on.
 #[derive(Debug, Clone)]
-pub struct Examples {
-    sources: Vec<Source>,
-    valid: Source,
+pub struct Examples<E = Encoded> {
+    sources: Vec<Source<E>>,
+    valid: Source<E>,
     fingerprint: String,
 }
 
-impl Examples {
+impl<E: Sample> Examples<E> {
     /// Checks that there is something to train and to validate on, and that every example has a target.
-    pub fn new(sources: Vec<Source>, valid: Source) -> Result<Self> {
+    pub fn new(sources: Vec<Source<E>>, valid: Source<E>) -> Result<Self> {
         if sources.is_empty() {
             return Err(Error::Data("no training source".into()));
         }
@@ -72,10 +162,7 @@ impl Examples {
                     let name = source.name(position);
                     return Err(Error::Data(format!("`{name}`: no completion after a prompt")));
                 }
-                hash.update([encoded.label as u8]);
-                hash_spans(encoded, &mut hash);
-                hash.update(encoded.ids.len().to_le_bytes());
-                encoded.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+                encoded.feed(&mut |bytes| hash.update(bytes));
             }
         }
         Ok(Self {
@@ -86,12 +173,12 @@ impl Examples {
     }
 
     /// The training sources.
-    pub fn sources(&self) -> &[Source] {
+    pub fn sources(&self) -> &[Source<E>] {
         &self.sources
     }
 
     /// The validation set.
-    pub fn valid(&self) -> &Source {
+    pub fn valid(&self) -> &Source<E> {
         &self.valid
     }
 
@@ -103,7 +190,7 @@ impl Examples {
     }
 
     /// The example at a place.
-    pub fn get(&self, place: Place) -> Result<&Encoded> {
+    pub fn get(&self, place: Place) -> Result<&E> {
         let found = match place {
             Place::Train { source, index } => self.sources.get(source).and_then(|s| s.encoded.get(index)),
             Place::Valid { index } => self.valid.encoded.get(index),
@@ -121,16 +208,16 @@ impl Examples {
 
     /// The lengths of some examples, in tokens.
     pub fn lengths(&self, places: &[Place]) -> Result<Vec<usize>> {
-        places.iter().map(|&place| Ok(self.get(place)?.ids.len())).collect()
+        places.iter().map(|&place| Ok(self.get(place)?.n_tokens())).collect()
     }
 
     /// All training examples, source after source.
-    pub fn train_iter(&self) -> impl Iterator<Item = &Encoded> {
+    pub fn train_iter(&self) -> impl Iterator<Item = &E> {
         self.sources.iter().flat_map(|source| &source.encoded)
     }
 
     /// The validation examples.
-    pub fn valid_iter(&self) -> impl Iterator<Item = &Encoded> {
+    pub fn valid_iter(&self) -> impl Iterator<Item = &E> {
         self.valid.encoded.iter()
     }
 
@@ -138,9 +225,9 @@ impl Examples {
     pub(crate) fn check_fit(&self, vocab_size: usize, positions: usize) -> Result<()> {
         for source in self.sources.iter().chain([&self.valid]) {
             for (index, encoded) in source.encoded.iter().enumerate() {
-                let problem = if encoded.ids.len() > positions {
-                    format!("{} tokens, but the model has {positions} positions", encoded.ids.len())
-                } else if let Some(id) = encoded.ids.iter().find(|&&id| id as usize >= vocab_size) {
+                let problem = if encoded.longest() > positions {
+                    format!("{} tokens, but the model has {positions} positions", encoded.longest())
+                } else if let Some(id) = encoded.tokens().find(|&id| id as usize >= vocab_size) {
                     format!("token {id}, but the model's vocabulary has {vocab_size}")
                 } else {
                     continue;
@@ -159,23 +246,28 @@ impl Examples {
 
 /// One completion that reaches to the end, ended by the own end token or not, is known by its start alone: checkpoints from
 /// when there was nothing else stay valid.
-fn hash_spans(encoded: &Encoded, hash: &mut Sha256) {
+fn feed_spans(encoded: &Encoded, to: &mut dyn FnMut(&[u8])) {
     let spans = &encoded.spans;
     if let [only] = spans.as_slice() {
         let own_end = encoded.ids.last() == Some(&Tokenizer::EOS);
         if only.end == encoded.ids.len() && only.ended == own_end {
-            hash.update(only.start.to_le_bytes());
+            to(&only.start.to_le_bytes());
             return;
         }
     }
     // A start that no sequence has.
-    hash.update(usize::MAX.to_le_bytes());
-    hash.update(spans.len().to_le_bytes());
+    to(&usize::MAX.to_le_bytes());
+    to(&spans.len().to_le_bytes());
     for span in spans {
-        hash.update(span.start.to_le_bytes());
-        hash.update(span.end.to_le_bytes());
-        hash.update([u8::from(span.ended)]);
+        to(&span.start.to_le_bytes());
+        to(&span.end.to_le_bytes());
+        to(&[u8::from(span.ended)]);
     }
+}
+
+fn feed_ids(ids: &[u32], to: &mut dyn FnMut(&[u8])) {
+    to(&ids.len().to_le_bytes());
+    ids.iter().for_each(|id| to(&id.to_le_bytes()));
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -10,20 +10,18 @@ use unsay_model::{Decoder, Params};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
+use crate::learner::Learner;
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
-use crate::pass::Pass;
 use crate::prefix_states::PrefixStates;
 use crate::settings::Settings;
 
 /// A decoder, a token loss, and the examples to train on.
 #[derive(Debug)]
 pub struct LanguageObjective {
-    decoder: Decoder,
+    learner: Learner<Decoder>,
     loss: Loss,
     examples: Examples,
     device: Device,
-    pass: Pass,
-    base_name: String,
 }
 
 /// One micro-batch on the host.
@@ -47,41 +45,37 @@ impl LanguageObjective {
         check_learnable(&loss, "training", examples.train_iter())?;
         check_learnable(&loss, "validation", examples.valid_iter())?;
         Ok(Self {
-            decoder,
+            learner: Learner::new(decoder),
             loss,
             examples,
             device,
-            pass: Pass::default(),
-            base_name: String::new(),
         })
     }
 
     /// Takes the states below what is trained from files that hold them, one for each source of the examples and last
     /// the one of the validation set; see [`PrefixStates`]. Gradients are the same but for rounding.
     ///
-    /// **Errors**: [`Error::States`] naming the file that was made of other examples.
-    pub fn with_prefix_states(mut self, states: Vec<PrefixStates>) -> Result<Self> {
-        self.pass = self.pass.with_prefix_states(states, &self.examples)?;
-        Ok(self)
+    /// **Errors**: [`Error::Stored`] naming the file that was made of other examples.
+    pub fn with_prefix_states(self, states: Vec<PrefixStates>) -> Result<Self> {
+        let learner = self.learner.with_prefix_states(states, &self.examples)?;
+        Ok(Self { learner, ..self })
     }
 
     /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
     #[must_use]
     pub fn with_base_name(self, base_name: impl Into<String>) -> Self {
-        Self {
-            base_name: base_name.into(),
-            ..self
-        }
+        let learner = self.learner.with_base_name(base_name);
+        Self { learner, ..self }
     }
 
     /// The decoder as it is now.
     pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+        &self.learner.model
     }
 
     /// Gives the decoder back.
     pub fn into_decoder(self) -> Decoder {
-        self.decoder
+        self.learner.model
     }
 
     fn pieces(&self, batch: &LogicalBatch, groups: &[Vec<usize>]) -> Result<Vec<Piece>> {
@@ -132,13 +126,16 @@ impl LanguageObjective {
         let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(self.device)?);
         // The model checks the ids before they leave the host.
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
-        let pass = self.pass.forward(self.decoder.trunk(), &ids, &piece.places, train)?;
+        let pass = self
+            .learner
+            .pass
+            .forward(self.learner.trunk(), &ids, &piece.places, train)?;
         let width = pass.states().size()[2];
         let hidden = pass
             .states()
             .f_reshape([-1, width])?
             .f_index_select(0, &to_device(&batch.rows.position)?)?;
-        let embedding = self.decoder.output_embedding();
+        let embedding = self.learner.model.output_embedding();
         let op = TokenOp::new(&hidden, &embedding, &to_device(&batch.rows.target)?, &self.loss.needs())?
             .with_gradient_in_place();
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
@@ -249,8 +246,10 @@ fn short(name: &'static str) -> &'static str {
 }
 
 impl Objective for LanguageObjective {
+    type Sample = Encoded;
+
     fn params(&self) -> &Params {
-        self.decoder.params()
+        self.learner.params()
     }
 
     fn examples(&self) -> &Examples {
@@ -258,13 +257,12 @@ impl Objective for LanguageObjective {
     }
 
     fn configure(self, settings: &Settings) -> Result<Self> {
-        let decoder = self.decoder.with_precision(settings.precision)?;
-        let pass = self.pass.configured(settings, decoder.trunk(), decoder.params())?;
-        Ok(Self { decoder, pass, ..self })
+        let learner = self.learner.configured(settings)?;
+        Ok(Self { learner, ..self })
     }
 
     fn describe(&self) -> String {
-        format!("language {:?}{}", self.loss, self.pass.describe())
+        format!("language {:?}{}", self.loss, self.learner.pass.describe())
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
@@ -277,9 +275,7 @@ impl Objective for LanguageObjective {
         for piece in &pieces {
             let _guard = (!batch.train).then(tch::no_grad_guard);
             self.micro(piece, &counts, &draws, batch.train, &mut sums)?;
-            if batch.train && pieces.len() > 1 {
-                self.params().sum_gradients()?;
-            }
+            self.learner.sum_gradients((batch.train, pieces.len()))?;
         }
         if let Some(logp) = sums.metric("logp_pos") {
             let ppl = logp.f_neg()?.f_exp()?;
@@ -289,18 +285,11 @@ impl Objective for LanguageObjective {
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        // An adapter is stored alone: the weights below it are those that the run began with.
-        match self.decoder.adapter() {
-            Some(_) => Ok(self.decoder.save_adapter(folder, &self.base_name)?),
-            None => Ok(self.decoder.save(folder)?),
-        }
+        self.learner.save(folder)
     }
 
     fn restore(&mut self, folder: &Path) -> Result<()> {
-        match self.decoder.adapter() {
-            Some(_) => Ok(self.decoder.read_adapter(folder)?),
-            None => Ok(self.decoder.read_weights(folder)?),
-        }
+        self.learner.restore(folder)
     }
 }
 

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use unsay_model::Params;
 
 use crate::error::{Error, Result};
-use crate::examples::{Examples, Place};
+use crate::examples::{Examples, Place, Sample};
 use crate::settings::Settings;
 
 /// An objective with the model it trains and the examples it sees.
@@ -16,11 +16,14 @@ use crate::settings::Settings;
 /// on how the logical batch was split: every denominator is a count over the whole batch, and random draws
 /// belong to a position in the batch.
 pub trait Objective {
+    /// What one of its examples is.
+    type Sample: Sample;
+
     /// The trained parameters.
     fn params(&self) -> &Params;
 
     /// The examples to train and to validate on.
-    fn examples(&self) -> &Examples;
+    fn examples(&self) -> &Examples<Self::Sample>;
 
     /// Takes over what the settings say of the model: the kind it computes in, and whether activations are kept. The
     /// loop calls it once, before anything else.

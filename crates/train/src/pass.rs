@@ -1,7 +1,7 @@
 //! How a micro-batch goes through the trunk: from its tokens or from states made before, with activations kept or not.
 
 use tch::Tensor;
-use unsay_model::{Params, Replayed, Trunk};
+use unsay_model::{Branches, Params, Replayed, Trunk};
 
 use crate::error::Result;
 use crate::examples::{Examples, Place};
@@ -25,7 +25,7 @@ pub(crate) enum Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// Final states [B, T, D].
+    /// Final states [B, T, D], of branches [1, N, D].
     pub(crate) fn states(&self) -> &Tensor {
         match self {
             Self::Plain(states) => states,
@@ -103,6 +103,20 @@ impl Pass {
         Ok(match replay {
             true => Forward::Replayed(trunk.hidden_above_replayed(&states, n_frozen)?),
             false => Forward::Plain(trunk.hidden_above(&states, n_frozen)?),
+        })
+    }
+
+    /// Final states of ids `[N]` that share their beginnings.
+    pub(crate) fn branched<'a>(
+        &self,
+        trunk: &'a Trunk,
+        ids: &Tensor,
+        branches: &Branches,
+        train: bool,
+    ) -> Result<Forward<'a>> {
+        Ok(match self.replay && train {
+            true => Forward::Replayed(trunk.hidden_branched_replayed(ids, self.n_frozen, branches)?),
+            false => Forward::Plain(trunk.hidden_branched(ids, branches)?),
         })
     }
 

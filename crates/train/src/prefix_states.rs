@@ -7,23 +7,24 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 use unsay_data::{Batch, Encoded};
-use unsay_model::{Config, Params, Trunk, files};
+use unsay_model::{Params, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::hex;
+use crate::header::{self, bytes_of, kind, name};
 use crate::objective::micro_batches;
 
 const VERSION: u32 = 1;
 
-/// No header is longer: it holds a few hashes and numbers.
-const LONGEST_HEADER: u64 = 1 << 16;
+/// What is in these files.
+const WHAT: &str = "states";
 
 /// So many tokens, padding included, go through the model at once while a file is made.
 const PASS_TOKENS: usize = 1 << 12;
@@ -88,71 +89,34 @@ impl PrefixStates {
             n_examples: encoded.len(),
             tokens: tokens_hash(encoded),
         };
-        let mut text = serde_json::to_vec(&header).map_err(|e| Error::io(path)(e.into()))?;
-        text.resize(text.len().next_multiple_of(8), b' ');
-        // The closure below speaks of the file alone; what else happens in it is kept here.
-        let mut ended = Ok(true);
-        let written = files::write_atomic(path, |out| {
-            out.write_all(&(text.len() as u64).to_le_bytes())?;
-            out.write_all(&text)?;
-            let mut done = 0;
-            for waiting in windows(encoded) {
-                if stop() {
-                    ended = Ok(false);
-                    return Err(io::Error::other("stopped"));
-                }
-                let rows = match states_of(trunk, n_frozen, waiting) {
-                    Ok(rows) => rows,
-                    Err(error) => {
-                        ended = Err(error);
-                        return Err(io::Error::other("no states"));
-                    }
-                };
-                rows.iter().try_for_each(|row| out.write_all(row))?;
-                done += waiting.len();
-                progress(done);
-            }
-            Ok(())
-        });
-        match ended {
-            Ok(true) => Ok(written.map(|()| true)?),
-            ended => ended,
-        }
+        let (mut waiting, mut done) = (windows(encoded), 0);
+        let next = || {
+            let Some(window) = waiting.next() else {
+                return Ok(None);
+            };
+            let rows = states_of(trunk, n_frozen, window)?;
+            done += window.len();
+            progress(done);
+            Ok(Some(rows))
+        };
+        header::write(path, &header, next, stop)
     }
 
     /// Opens a file that was made of these examples.
     ///
-    /// **Errors**: [`Error::States`] for one that was made of others, is cut short, or is something else.
+    /// **Errors**: [`Error::Stored`] for one that was made of others, is cut short, or is something else.
     pub fn open(path: &Path, encoded: &[Encoded]) -> Result<Self> {
-        let mut file = File::open(path).map_err(Error::io(path))?;
-        let length = file.metadata().map_err(Error::io(path))?.len();
-        let foreign = |what: String| Error::states(path, format!("not a file of states: {what}"));
-        let mut prefix = [0; 8];
-        if length < 8 {
-            return Err(foreign(format!("{length} bytes long")));
-        }
-        file.read_exact(&mut prefix).map_err(Error::io(path))?;
-        let header_length = u64::from_le_bytes(prefix);
-        if header_length > LONGEST_HEADER || header_length > length - 8 {
-            return Err(foreign(format!(
-                "a header of {header_length} bytes in a file of {length}"
-            )));
-        }
-        let mut text = vec![0; header_length as usize];
-        file.read_exact(&mut text).map_err(Error::io(path))?;
-        let header: Header = serde_json::from_slice(&text).map_err(|e| foreign(format!("header: {e}")))?;
-        if header.version != VERSION {
-            return Err(Error::states(
-                path,
-                format!(
-                    "expected version {VERSION}, got {}\nhint: remove it and make it again",
-                    header.version
-                ),
-            ));
-        }
-        let kind = kind(&header.kind).ok_or_else(|| foreign(format!("kind `{}`", header.kind)))?;
+        let header::Opened {
+            file,
+            header,
+            start,
+            end,
+        } = header::open::<Header>(path, WHAT)?;
+        header::check_version((WHAT, path), VERSION, header.version)?;
+        let kind = kind(&header.kind)
+            .ok_or_else(|| Error::stored(WHAT, path, format!("not a file of states: kind `{}`", header.kind)))?;
         let row = (header.width as u64).saturating_mul(kind.elt_size_in_bytes() as u64);
-        let mut offsets = vec![8 + header_length];
+        let mut offsets = vec![start];
         for one in encoded {
             let last = offsets.last().copied().unwrap_or(0);
             offsets.push(last.saturating_add((one.ids.len() as u64).saturating_mul(row)));
@@ -165,14 +129,7 @@ impl PrefixStates {
             offsets,
         };
         states.check_examples(encoded)?;
-        let expected = states.offsets.last().copied().unwrap_or(0);
-        if expected != length {
-            let cut = if length < expected { "; it is cut short" } else { "" };
-            return Err(Error::states(
-                path,
-                format!("expected {expected} bytes, got {length}{cut}\nhint: remove it and make it again"),
-            ));
-        }
+        header::check_length((WHAT, path), states.offsets.last().copied().unwrap_or(0), end)?;
         Ok(states)
     }
 
@@ -259,7 +216,8 @@ impl PrefixStates {
     }
 
     pub(crate) fn foreign(&self, what: String) -> Error {
-        Error::states(
+        Error::stored(
+            WHAT,
             &self.path,
             format!("{what}\nhint: make the states again for this model and these examples"),
         )
@@ -303,20 +261,9 @@ fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<
     Ok(rows)
 }
 
-/// A hash of what decides the states: description, precision, weights.
+/// A hash of what decides the states.
 fn model_hash(trunk: &Trunk, params: &Params, n_blocks: usize) -> Result<String> {
-    let mut hash = Sha256::new();
-    // What a description holds besides, such as the number of a classifier's labels, does not change what is computed.
-    let config = Config {
-        other: Default::default(),
-        ..trunk.config().clone()
-    };
-    hash.update(format!("{config:?}\n{n_blocks}\n{:?}\n", trunk.kind()?));
-    for param in params.below(n_blocks) {
-        hash.update(format!("{} {:?}\n", param.name(), param.value().size()));
-        hash.update(bytes_of(&param.value().f_detach()?.f_to(tch::Device::Cpu)?)?);
-    }
-    Ok(hex(&hash.finalize()))
+    header::model_hash(trunk, n_blocks, params.below(n_blocks))
 }
 
 fn tokens_hash(encoded: &[Encoded]) -> String {
@@ -326,21 +273,4 @@ fn tokens_hash(encoded: &[Encoded]) -> String {
         one.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
     }
     hex(&hash.finalize())
-}
-
-fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
-}
-
-const KINDS: [(&str, Kind); 3] = [("f32", Kind::Float), ("f64", Kind::Double), ("bf16", Kind::BFloat16)];
-
-fn kind(name: &str) -> Option<Kind> {
-    KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
-}
-
-fn name(kind: Kind) -> Result<&'static str> {
-    let found = KINDS.iter().find(|(_, known)| *known == kind).map(|(name, _)| *name);
-    found.ok_or_else(|| Error::Data(format!("states of {kind:?} cannot be stored")))
 }

@@ -13,7 +13,7 @@ use crate::output::print;
 /// What can be listed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum What {
-    /// Objectives, by family; those of the family `token` go to `arms.NAME.train.loss`
+    /// Objectives, by family; those of `token` go to `arms.NAME.train.loss`, of `paired` to `arms.NAME.pairs.loss`
     Losses,
     /// Measures for `evaluate.measures`
     Measures,

@@ -87,7 +87,7 @@ pub(super) fn source(role: &str, here: &str, source: &Source, out: &mut Vec<Prob
                 "feedback" => Part::Feedback,
                 _ => Part::Dialogue,
             };
-            if *part != wanted {
+            if *part != wanted && (role, *part) != ("feedback", Part::Pairs) {
                 out.push(Problem::value(
                     path(&format!("{here}.testbed.part")),
                     format!("the part for `{role}` is `{wanted:?}`").to_lowercase(),
@@ -209,6 +209,10 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         }
         let (kind, loss) = match what {
             Arm::Pretrained {} => continue,
+            Arm::Pairs(objective) => {
+                pairs(q, arm, objective, out);
+                continue;
+            }
             Arm::Train { loss } => ("train", loss),
             Arm::Iterate { loss, iterations } => {
                 if !(2..=20).contains(iterations) {
@@ -249,6 +253,13 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
             ));
         }
     }
+    let any_pairs = q.arms.values().any(|arm| matches!(arm, Arm::Pairs(_)));
+    if !q.finetune.share_prompt && !any_pairs {
+        out.push(Problem::value(
+            path("finetune.share_prompt"),
+            "no arm trains on pairs, so there is no prompt to share",
+        ));
+    }
     let Some(it) = &q.iterate else { return };
     for (key, n) in [
         ("prompts", it.prompts),
@@ -263,6 +274,39 @@ fn arms(q: &Question, out: &mut Vec<Problem>) {
         }
     }
     sampling(&it.sampling, "iterate.sampling", q, out);
+}
+
+/// Problems of an arm that trains on pairs.
+fn pairs(q: &Question, arm: &str, objective: &unsay_losses::paired::Objective, out: &mut Vec<Problem>) {
+    let here = format!("arms.{arm}.pairs");
+    let loss = objective.loss.name();
+    for problem in objective.problems() {
+        let at = match &problem {
+            // A parameter of the loss begins with its name; the others are parts around it.
+            unsay_losses::Error::Range { name, .. } if name.starts_with(loss) => format!("{here}.loss.{name}"),
+            unsay_losses::Error::Range { name, .. } => format!("{here}.{name}"),
+            _ => format!("{here}.loss.{loss}"),
+        };
+        out.push(Problem::value(path(&at), problem.to_string()));
+    }
+    if let Source::Testbed {
+        part: Part::Feedback, ..
+    } = &q.data.feedback
+    {
+        let at = path("data.feedback.testbed.part");
+        if !out.iter().any(|p| p.path == at) {
+            let message = "arms train on pairs, and in this part every reply has a context of its own";
+            out.push(Problem::value(at, message).hint("`part: pairs` has a safe and an unsafe reply to each context"));
+        }
+    }
+    let train = &q.finetune.train;
+    if objective.loss.couples_pairs() && train.batch > 0 && train.micro_batch() < train.batch {
+        let message = format!(
+            "`{loss}` compares the pairs of a batch with each other, so its batches of {} cannot be split",
+            train.batch
+        );
+        out.push(Problem::value(path("finetune.train.micro_batch"), message));
+    }
 }
 
 fn evaluation(q: &Question, out: &mut Vec<Problem>) {

@@ -201,8 +201,15 @@ fn describe(mut path: Path, message: &str) -> Problem {
         };
         let problem = Problem::key(path, format!("unknown choice `{word}`"));
         match family {
+            Some("paired") => problem.hint(format!(
+                "`{word}` is a loss over pairs: an arm trains with it as `pairs: {{ loss: {{ {word}: … }} }}`"
+            )),
+            Some("token") => problem.hint(format!(
+                "`{word}` is a loss over labelled replies: an arm trains with it as `train: {{ loss: {{ {word}: … }} }}`"
+            )),
             Some(family) => problem.hint(format!(
-                "`{word}` is a loss of the family `{family}`; experiments train those of the family `token`: {}",
+                "`{word}` is a loss of the family `{family}`; arms train with those of the families `token` and `paired`, \
+                 here: {}",
                 known.join(", ")
             )),
             None => suggest(problem),
@@ -339,9 +346,11 @@ mod tests {
             let message = format!("unknown variant `{word}`, expected `cringe` or `nll`");
             describe(path.to_vec(), &message).hint.unwrap()
         };
-        let expected =
-            "`dpo` is a loss of the family `paired`; experiments train those of the family `token`: cringe, nll";
+        let expected = "`dpo` is a loss over pairs: an arm trains with it as `pairs: { loss: { dpo: … } }`";
         assert_eq!(hint("dpo"), expected);
+        let expected = "`npo` is a loss of the family `unpaired`; arms train with those of the families `token` and `paired`, \
+                        here: cringe, nll";
+        assert_eq!(hint("npo"), expected);
         assert_eq!(hint("cringee"), "did you mean `cringe`?");
         assert_eq!(hint("plain_fine_tuning"), "known here: cringe, nll");
     }

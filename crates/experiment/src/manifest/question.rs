@@ -4,6 +4,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use unsay_data::{Files, Limits};
+use unsay_losses::paired;
 use unsay_losses::token::Loss;
 use unsay_model::{Precision, Sampling, Trained};
 use unsay_report::{FigureSpec, SummarySpec};
@@ -101,9 +102,11 @@ pub enum Part {
     Feedback,
     /// Benign dialogue.
     Dialogue,
+    /// Labelled replies, a safe and an unsafe one to each context: feedback, too.
+    Pairs,
 }
 
-/// Examples per split.
+/// Examples per split, of pairs pairs.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sizes {
@@ -159,8 +162,19 @@ pub struct Finetune {
     /// Which parts of the model are trained.
     #[serde(default)]
     pub trained: Trained,
+    /// Whether a prompt is computed once for both completions of a pair.
+    #[serde(default = "shared", skip_serializing_if = "is_shared")]
+    pub share_prompt: bool,
     /// The training itself.
     pub train: Settings,
+}
+
+fn shared() -> bool {
+    true
+}
+
+fn is_shared(share_prompt: &bool) -> bool {
+    *share_prompt
 }
 
 /// Weights of the sources in a batch.
@@ -203,6 +217,8 @@ pub enum Arm {
         /// The objective.
         loss: Loss,
     },
+    /// Trained once with a loss over pairs: the safe and the unsafe replies to one prompt.
+    Pairs(paired::Objective),
     /// Trained, then again on its own labelled replies, `iterations` times in all.
     Iterate {
         /// The objective.

@@ -1,13 +1,14 @@
 //! From a question to its graph of steps.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use unsay_losses::paired;
 use unsay_losses::token::Loss;
 
 use super::outside::Outside;
 use super::{Checkpoint, Curve, Frozen, Kind, Place, Plan, Point, StatesOf, Which};
 use crate::manifest::base::TrainedBase;
 use crate::manifest::question::{Arm, Iterate, Question, Source};
-use crate::steps::states;
+use crate::steps::{no_pairs, reference, states};
 
 /// Steps that all seeds share.
 struct Common<'a> {
@@ -80,6 +81,17 @@ pub fn build(q: &Question, device: Place) -> Result<Plan> {
             }
         }
     };
+    if let (Source::Files(files), true) = (
+        &q.data.feedback,
+        q.arms.values().any(|arm| matches!(arm, Arm::Pairs(_))),
+    ) {
+        let splits = files.read()?;
+        for (split, examples) in [("train", &splits.train), ("valid", &splits.valid)] {
+            if unsay_data::pair_up(examples).is_empty() {
+                bail!("{}", no_pairs(split));
+            }
+        }
+    }
     for &seed in &q.seeds {
         let shared = shared(&mut plan, q, &common, seed);
         for (name, arm) in &q.arms {
@@ -206,6 +218,7 @@ fn arm(plan: &mut Plan, q: &Question, s: &Shared, name: &str, arm: &Arm, seed: u
                 &[],
             );
         }
+        Arm::Pairs(objective) => pairs(plan, q, s, name, objective, seed),
         Arm::Iterate { loss, iterations } => {
             let iterate = q
                 .iterate
@@ -248,10 +261,7 @@ fn train_and_measure(
     own: &[usize],
 ) -> usize {
     let Run {
-        name,
-        seed,
-        iteration,
-        last,
+        name, seed, iteration, ..
     } = run;
     let kind = Kind::Train {
         loss: loss.clone(),
@@ -277,6 +287,18 @@ fn train_and_measure(
         format!("{name}, iteration {iteration}, seed {seed}")
     };
     let step = plan.add(kind, seed, &inputs, format!("train {title}"), 1);
+    measure(plan, q, s, &run, step, &title);
+    step
+}
+
+/// The curve of a training, and the measuring of its best and its last weights.
+fn measure(plan: &mut Plan, q: &Question, s: &Shared, run: &Run<'_>, step: usize, title: &str) {
+    let Run {
+        name,
+        seed,
+        iteration,
+        last,
+    } = *run;
     let phase = if iteration == 1 {
         "train".to_owned()
     } else {
@@ -289,7 +311,7 @@ fn train_and_measure(
         step,
     });
     for checkpoint in [Checkpoint::Best, Checkpoint::Last] {
-        let evaluate = evaluate(plan, q, s, step, checkpoint, &title, seed);
+        let evaluate = evaluate(plan, q, s, step, checkpoint, title, seed);
         plan.points.push(Point {
             arm: name.to_owned(),
             seed,
@@ -299,7 +321,37 @@ fn train_and_measure(
             evaluate,
         });
     }
-    step
+}
+
+/// An arm that trains on pairs, and the log-probabilities of its reference where it has one: the base model's, also below
+/// an adapter.
+fn pairs(plan: &mut Plan, q: &Question, s: &Shared, name: &str, objective: &paired::Objective, seed: u64) {
+    let mut inputs = vec![("init", s.base), ("tokenizer", s.tokenizer), ("feedback", s.feedback)];
+    if objective.uses_reference() {
+        let kind = Kind::Reference {
+            limits: q.limits,
+            precision: q.finetune.train.precision,
+        };
+        let of = [("base", s.base), ("tokenizer", s.tokenizer), ("feedback", s.feedback)];
+        let title = format!("reference for pairs, {}", plan.steps[s.base].title);
+        inputs.push((reference::ROLE, plan.add(kind, 0, &of, title, 1)));
+    }
+    let kind = Kind::TrainPairs {
+        objective: objective.clone(),
+        limits: q.limits,
+        share_prompt: q.finetune.share_prompt,
+        trained: q.finetune.trained.clone(),
+        train: q.finetune.train.clone(),
+    };
+    let title = format!("{name}, seed {seed}");
+    let step = plan.add(kind, seed, &inputs, format!("train {title}"), 1);
+    let run = Run {
+        name,
+        seed,
+        iteration: 1,
+        last: true,
+    };
+    measure(plan, q, s, &run, step, &title);
 }
 
 /// The states of everything that an arm trains on, by role, where its training leaves the lowest blocks as they are.

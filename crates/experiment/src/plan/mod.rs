@@ -9,6 +9,7 @@ pub mod outside;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use unsay_data::Limits;
+use unsay_losses::paired;
 use unsay_losses::token::Loss;
 use unsay_model::{Layers, Precision, Size, Trained};
 use unsay_train::Settings;
@@ -85,6 +86,28 @@ pub enum Kind {
         /// The training.
         train: Settings,
     },
+    /// Takes the log-probabilities that the base model gives to the pairs, once for all trainings that compare with it.
+    Reference {
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// The kind that it computes in.
+        #[serde(skip_serializing_if = "Precision::is_default")]
+        precision: Precision,
+    },
+    /// Trains an arm on pairs.
+    TrainPairs {
+        /// The objective.
+        objective: paired::Objective,
+        /// What it sees of an example.
+        limits: LimitsBlock,
+        /// Whether a prompt is computed once for both completions.
+        share_prompt: bool,
+        /// Which parts of the model are trained.
+        #[serde(skip_serializing_if = "Trained::is_default")]
+        trained: Trained,
+        /// The training.
+        train: Settings,
+    },
     /// Generates replies to training prompts and labels them with classifier A.
     Rollout {
         /// The iteration whose model speaks.
@@ -120,6 +143,8 @@ impl Kind {
             | Self::Tokenizer { .. }
             | Self::States { .. }
             | Self::Classifier { .. }
+            | Self::Reference { .. }
+            | Self::TrainPairs { .. }
             | Self::Evaluate { .. } => 1,
         }
     }
@@ -132,6 +157,8 @@ impl Kind {
             | Self::States { .. }
             | Self::Classifier { .. }
             | Self::Train { .. }
+            | Self::Reference { .. }
+            | Self::TrainPairs { .. }
             | Self::Rollout { .. }
             | Self::Evaluate { .. } => true,
         }

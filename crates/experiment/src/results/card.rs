@@ -222,10 +222,14 @@ fn about(out: &mut String, p: &Prepared, arm: &str, seed: u64, checkpoint: Check
     let form = q.arms.get(arm).with_context(|| format!("no arm `{arm}`"))?;
     let (how, loss) = match form {
         Arm::Pretrained {} => ("the base model as it is".to_owned(), None),
-        Arm::Train { loss } => ("trained once".to_owned(), Some(loss)),
+        Arm::Train { loss } => ("trained once".to_owned(), Some(serde_json::to_string(loss)?)),
+        Arm::Pairs(objective) => (
+            "trained once, on pairs".to_owned(),
+            Some(serde_json::to_string(objective)?),
+        ),
         Arm::Iterate { loss, iterations } => (
             format!("trained {iterations} times, with its own labelled replies from the second time on"),
-            Some(loss),
+            Some(serde_json::to_string(loss)?),
         ),
     };
     let _ = writeln!(
@@ -235,7 +239,7 @@ fn about(out: &mut String, p: &Prepared, arm: &str, seed: u64, checkpoint: Check
         checkpoint.name()
     );
     if let Some(loss) = loss {
-        let _ = writeln!(out, "Objective: `{}`\n", serde_json::to_string(loss)?);
+        let _ = writeln!(out, "Objective: `{loss}`\n");
         if !q.finetune.trained.is_default() {
             let _ = writeln!(
                 out,

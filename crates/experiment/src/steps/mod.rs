@@ -5,6 +5,7 @@ mod base;
 mod evaluate;
 mod models;
 mod records;
+pub mod reference;
 mod rollout;
 mod sets;
 pub mod states;
@@ -26,6 +27,7 @@ use crate::store::Store;
 pub use evaluate::EvaluationFile;
 pub use models::{Models, checkpoint_dir};
 pub use rollout::SelectionFile;
+pub use sets::no_pairs;
 pub use training::{ACCURACY, LOG};
 
 /// One step at work.
@@ -138,6 +140,14 @@ pub fn run(work: &Work<'_>) -> Result<Outcome> {
             trained,
             train,
         } => training::arm(work, loss, *iteration, limits, mixture, trained, train),
+        Kind::Reference { limits, precision } => reference::run(work, limits, *precision),
+        Kind::TrainPairs {
+            objective,
+            limits,
+            share_prompt,
+            trained,
+            train,
+        } => training::pairs(work, objective, limits, *share_prompt, trained, train),
         Kind::Rollout {
             iteration,
             iterate,

@@ -43,6 +43,10 @@ impl Models<'_> {
             Kind::Train {
                 trained: Trained::Lora(_),
                 ..
+            }
+            | Kind::TrainPairs {
+                trained: Trained::Lora(_),
+                ..
             } => {
                 let mut decoder = self.decoder(self.lowest(step)?, Checkpoint::Best)?;
                 decoder
@@ -50,7 +54,7 @@ impl Models<'_> {
                     .with_context(|| unreadable(&self.store.dir(step)))?;
                 Ok(decoder)
             }
-            Kind::Pretrain { .. } | Kind::Train { .. } => {
+            Kind::Pretrain { .. } | Kind::Train { .. } | Kind::TrainPairs { .. } => {
                 Decoder::load(&dir, self.device).with_context(|| unreadable(&self.store.dir(step)))
             }
             _ => bail!("step `{}` makes no language model", step.title),
@@ -61,6 +65,10 @@ impl Models<'_> {
     pub fn lowest<'a>(&'a self, step: &'a Step) -> Result<&'a Step> {
         match &step.kind {
             Kind::Train {
+                trained: Trained::Lora(_),
+                ..
+            }
+            | Kind::TrainPairs {
                 trained: Trained::Lora(_),
                 ..
             } => self.lowest(self.input(step, "init")?),
@@ -136,7 +144,7 @@ impl Models<'_> {
     pub fn base<'a>(&'a self, step: &'a Step) -> Result<Option<&'a Outside>> {
         match &step.kind {
             Kind::Base(outside) => Ok(Some(outside)),
-            Kind::Train { .. } => self.base(self.input(step, "init")?),
+            Kind::Train { .. } | Kind::TrainPairs { .. } => self.base(self.input(step, "init")?),
             _ => Ok(None),
         }
     }

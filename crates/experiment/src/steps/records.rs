@@ -52,6 +52,7 @@ fn testbed(part: Part, seed: u64, sizes: &Sizes) -> Splits {
     let of = |split, n| match part {
         Part::Feedback => world.labelled(split, n),
         Part::Dialogue => world.dialogue(split, n),
+        Part::Pairs => world.pairs(split, n),
         Part::Pretraining => Vec::new(),
     };
     if part == Part::Pretraining {

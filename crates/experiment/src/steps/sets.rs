@@ -1,14 +1,16 @@
 //! What a training sees: its sets of encoded examples, counted, and the states that were made of them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rand::RngCore;
 use serde::Serialize;
-use unsay_data::{Encoded, Example, Label, Limits, Supervision, Tokenizer, encode_all, stream};
-use unsay_train::{Examples, PrefixStates, Source};
+use unsay_data::{
+    Encoded, EncodedPair, Example, Label, Limits, Supervision, Tokenizer, encode_all, encode_pairs, pair_up, stream,
+};
+use unsay_train::{Examples, PrefixStates, ReferenceLogps, Sample, Source};
 
 use super::Work;
 use super::rollout::{REPLIES, SelectionFile};
-use super::states;
+use super::{reference, states};
 use crate::manifest::question::{LimitsBlock, MixtureBlock};
 use crate::plan::Which;
 use crate::store::write_atomic;
@@ -19,9 +21,9 @@ const SUPERVISION: &str = "supervision.json";
 const VALIDATION: &str = "validation";
 
 /// The sources of a training by name, and its validation set.
-pub(super) struct Sets {
-    sources: Vec<(String, Source)>,
-    valid: Source,
+pub(super) struct Sets<E = Encoded> {
+    sources: Vec<(String, Source<E>)>,
+    valid: Source<E>,
     seen: Vec<(String, Supervision)>,
 }
 
@@ -67,31 +69,6 @@ impl Sets {
         Ok(encoder.sets(vec![(name, train)], valid))
     }
 
-    /// The sets by name, the validation set last.
-    pub(super) fn named(&self) -> impl Iterator<Item = (&str, &[Encoded])> {
-        let sources = self.sources.iter().map(|(name, source)| (name.as_str(), source));
-        sources
-            .chain([(VALIDATION, &self.valid)])
-            .map(|(name, source)| (name, source.encoded.as_slice()))
-    }
-
-    /// The same as values.
-    pub(super) fn into_named(self) -> Vec<(String, Vec<Encoded>)> {
-        let sources = self.sources.into_iter();
-        sources
-            .chain([(VALIDATION.to_owned(), self.valid)])
-            .map(|(name, source)| (name, source.encoded))
-            .collect()
-    }
-
-    /// For the training loop.
-    pub(super) fn examples(self) -> Result<Examples> {
-        Ok(Examples::new(
-            self.sources.into_iter().map(|(_, s)| s).collect(),
-            self.valid,
-        )?)
-    }
-
     /// The states of every set, where steps of the plan made them.
     pub(super) fn states(&self, work: &Work<'_>) -> Result<Option<Vec<PrefixStates>>> {
         if work.step.input(states::ROLE).is_none() {
@@ -106,6 +83,56 @@ impl Sets {
             PrefixStates::open(&file, encoded).with_context(|| super::unreadable(&dir))
         };
         self.named().map(open).collect::<Result<_>>().map(Some)
+    }
+}
+
+impl Sets<EncodedPair> {
+    /// The pairs of safe and unsafe replies to one prompt.
+    pub(super) fn of_pairs(work: &Work<'_>, limits: &LimitsBlock) -> Result<Self> {
+        let tokenizer = work.tokenizer()?;
+        let mut encoder = Encoder::new(&tokenizer, limits);
+        let train = encoder.pairs("feedback", "train", &work.examples("feedback", "train")?)?;
+        let valid = encoder.pairs(VALIDATION, "valid", &work.examples("feedback", "valid")?)?;
+        Ok(encoder.sets(vec![("feedback".to_owned(), train)], valid))
+    }
+
+    /// The log-probabilities of every set under the reference, where a step of the plan made them.
+    pub(super) fn reference(&self, work: &Work<'_>) -> Result<Option<Vec<ReferenceLogps>>> {
+        if work.step.input(reference::ROLE).is_none() {
+            return Ok(None);
+        }
+        let dir = work.input(reference::ROLE)?;
+        let open = |(name, pairs): (&str, &[EncodedPair])| {
+            ReferenceLogps::open(&reference::file(&dir, name), pairs).with_context(|| super::unreadable(&dir))
+        };
+        self.named().map(open).collect::<Result<_>>().map(Some)
+    }
+}
+
+impl<E: Sample> Sets<E> {
+    /// The sets by name, the validation set last.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&str, &[E])> {
+        let sources = self.sources.iter().map(|(name, source)| (name.as_str(), source));
+        sources
+            .chain([(VALIDATION, &self.valid)])
+            .map(|(name, source)| (name, source.encoded.as_slice()))
+    }
+
+    /// The same as values.
+    pub(super) fn into_named(self) -> Vec<(String, Vec<E>)> {
+        let sources = self.sources.into_iter();
+        sources
+            .chain([(VALIDATION.to_owned(), self.valid)])
+            .map(|(name, source)| (name, source.encoded))
+            .collect()
+    }
+
+    /// For the training loop.
+    pub(super) fn examples(self) -> Result<Examples<E>> {
+        Ok(Examples::new(
+            self.sources.into_iter().map(|(_, s)| s).collect(),
+            self.valid,
+        )?)
     }
 
     /// Says what will be trained on, before the first step.
@@ -160,6 +187,14 @@ pub(super) fn own(work: &Work<'_>, limits: &LimitsBlock) -> Result<Vec<(String, 
         .collect())
 }
 
+/// Said of a split in which no prompt has replies of both kinds.
+pub fn no_pairs(split: &str) -> String {
+    format!(
+        "feedback, split `{split}`: expected positive and negative replies to one prompt, got none; hint: arms that train on \
+         pairs need them: `prompt`, `chosen`, `rejected`, or labelled replies of which some answer the same prompt"
+    )
+}
+
 /// Labelled feedback of a split.
 pub(super) fn labelled(work: &Work<'_>, split: &str) -> Result<Vec<Example>> {
     let mut examples = work.examples("feedback", split)?;
@@ -207,6 +242,26 @@ impl<'a> Encoder<'a> {
         })
     }
 
+    /// The pairs among the examples of a split.
+    fn pairs(&mut self, what: &str, split: &str, examples: &[Example]) -> Result<Source<EncodedPair>> {
+        let pairs = pair_up(examples);
+        if pairs.is_empty() {
+            bail!("{}", no_pairs(split));
+        }
+        let (encoded, sides) = encode_pairs(self.tokenizer, examples, &pairs, &self.limits)?;
+        for (side, account) in ["chosen", "rejected"].into_iter().zip(sides) {
+            account
+                .check(self.block.max_dropped_share, self.block.max_cut_share)
+                .with_context(|| format!("pairs of `{what}`, {side}"))?;
+            self.seen.push((format!("{what}, {side}"), account));
+        }
+        Ok(Source {
+            encoded,
+            ids: pairs.iter().map(|&(chosen, _)| examples[chosen].id.clone()).collect(),
+            weight: 1.0,
+        })
+    }
+
     /// The model's own replies of each earlier round.
     fn own(&mut self, work: &Work<'_>, weight: f64) -> Result<Vec<(String, Source)>> {
         let mut sources = Vec::new();
@@ -224,7 +279,7 @@ impl<'a> Encoder<'a> {
         Ok(sources)
     }
 
-    fn sets(self, sources: Vec<(String, Source)>, valid: Source) -> Sets {
+    fn sets<E>(self, sources: Vec<(String, Source<E>)>, valid: Source<E>) -> Sets<E> {
         Sets {
             sources,
             valid,

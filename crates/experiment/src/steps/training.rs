@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rand::RngCore;
 use unsay_data::{Tokenizer, stream};
+use unsay_losses::paired;
 use unsay_losses::token::{Loss, Nll};
 use unsay_model::{Config, Decoder, SequenceClassifier, Size, Trained};
 use unsay_reward::accuracy;
-use unsay_train::{ClassifierObjective, Fit, LanguageObjective, Objective, Settings};
+use unsay_train::{ClassifierObjective, Fit, LanguageObjective, Objective, PairedObjective, Reference, Settings};
 
 use super::models::checkpoint_dir;
 use super::sets::{Sets, labelled};
@@ -61,6 +62,33 @@ pub(super) fn arm(
     if let Some(states) = states {
         objective = objective.with_prefix_states(states)?;
     }
+    fit(work, objective, settings, seed)
+}
+
+/// Trains an arm on pairs, from the base model.
+pub(super) fn pairs(
+    work: &Work<'_>,
+    objective: &paired::Objective,
+    limits: &LimitsBlock,
+    share_prompt: bool,
+    trained: &Trained,
+    settings: &Settings,
+) -> Result<Outcome> {
+    let sets = Sets::of_pairs(work, limits)?;
+    sets.report(work)?;
+    // The same streams as those of an arm's first training.
+    let seed = stream(work.step.seed, "iteration", 1).next_u64();
+    let decoder = work.decoder("init", Checkpoint::Best)?;
+    let decoder = decoder.with_trained(trained, &mut stream(seed, "adapter", 0))?;
+    let reference = sets.reference(work)?.map_or(Reference::None, Reference::Logps);
+    let models = work.models();
+    let base = models.lowest(work.step)?;
+    let objective = PairedObjective::new(decoder, objective.clone(), sets.examples()?, reference)?;
+    let objective = objective.with_base_name(&base.title);
+    let objective = match share_prompt {
+        true => objective,
+        false => objective.with_prompts_apart(),
+    };
     fit(work, objective, settings, seed)
 }
 

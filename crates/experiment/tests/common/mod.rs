@@ -229,7 +229,8 @@ pub(crate) fn finished(store: &Path) -> BTreeMap<String, PathBuf> {
             "base" => vec!["base.json"],
             // Which sets they are of is for the trainings to know.
             "states" => vec![],
-            "train" | "classifier" if adapter => vec![
+            "reference" => vec!["feedback.logps", "validation.logps"],
+            "train" | "train_pairs" | "classifier" if adapter => vec![
                 "steps.jsonl",
                 "supervision.json",
                 "best/adapter_config.json",
@@ -237,7 +238,7 @@ pub(crate) fn finished(store: &Path) -> BTreeMap<String, PathBuf> {
                 "last/adapter_config.json",
                 "last/adapter_model.safetensors",
             ],
-            "pretrain" | "train" | "classifier" => vec![
+            "pretrain" | "train" | "train_pairs" | "classifier" => vec![
                 "steps.jsonl",
                 "supervision.json",
                 "best/config.json",

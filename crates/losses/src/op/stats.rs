@@ -134,8 +134,35 @@ impl TokenStats {
         )
     }
 
+    /// Those of `n` rows from `start`, without a graph.
+    ///
+    /// **Errors**: libtorch's for rows that are not there.
+    pub fn rows(&self, start: i64, n: i64) -> Result<TokenStats> {
+        let part = |t: &Tensor| t.f_detach()?.f_narrow(0, start, n);
+        let maybe = |t: &Option<Tensor>| t.as_ref().map(part).transpose();
+        Ok(TokenStats {
+            targets: part(&self.targets)?,
+            logp: part(&self.logp)?,
+            correct: part(&self.correct)?,
+            target_logit: maybe(&self.target_logit)?,
+            log1m_p: maybe(&self.log1m_p)?,
+            top_logits: maybe(&self.top_logits)?,
+            top_ids: maybe(&self.top_ids)?,
+            log_sum_exp: maybe(&self.log_sum_exp)?,
+            entropy: maybe(&self.entropy)?,
+            collision: maybe(&self.collision)?,
+            kl: maybe(&self.kl)?,
+            candidate_ids: maybe(&self.candidate_ids)?,
+            candidate_logits: maybe(&self.candidate_logits)?,
+            candidate_log1m_p: maybe(&self.candidate_log1m_p)?,
+            off_target: maybe(&self.off_target)?,
+        })
+    }
+
     /// The stats of chunks, one after the other, without a graph.
-    pub(super) fn join(chunks: &[TokenStats]) -> Result<TokenStats> {
+    ///
+    /// **Errors**: [`Error::Empty`] without chunks.
+    pub fn join(chunks: &[TokenStats]) -> Result<TokenStats> {
         let rows = |pick: &dyn Fn(&TokenStats) -> Option<&Tensor>| -> Result<Option<Tensor>> {
             let parts: Vec<Tensor> = chunks.iter().filter_map(pick).map(Tensor::detach).collect();
             Ok(match parts.is_empty() {

@@ -7,6 +7,8 @@ mod conversations;
 mod frozen;
 mod guard;
 mod learns;
+mod pairs;
 mod precision;
 mod resume;
+mod rewards;
 mod support;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind};
-use unsay_data::{Encoded, Label, Span, Tokenizer, stream};
+use unsay_data::{Branch, Encoded, EncodedPair, Label, Span, Tokenizer, stream};
 use unsay_model::{Config, Decoder, Layers, LoraConfig, Params, SequenceClassifier, Size, TargetModules, Trained};
 use unsay_train::{Examples, Source};
 
@@ -88,6 +88,47 @@ pub(crate) fn mixed() -> Examples {
     let mut benign = assorted(7, &[Label::Unlabelled]);
     benign.weight = 0.5;
     Examples::new(vec![assorted(11, &labels), benign], assorted(6, &labels)).unwrap()
+}
+
+/// `[bos] prompt [sep]`, then `completion [eos]` and something that a template may write after it.
+pub(crate) fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32], example: usize) -> EncodedPair {
+    let branch = |said: &[u32]| {
+        let mut ids = said.to_vec();
+        ids.push(Tokenizer::EOS);
+        let n_learnt = ids.len();
+        ids.extend((0..example % 2).map(|_| FIRST));
+        Branch { ids, n_learnt }
+    };
+    EncodedPair {
+        prompt: [&[Tokenizer::BOS], prompt, &[Tokenizer::SEP]].concat(),
+        chosen: branch(chosen),
+        rejected: branch(rejected),
+        example,
+    }
+}
+
+pub(crate) fn pairs_source(encoded: Vec<EncodedPair>) -> Source<EncodedPair> {
+    Source {
+        ids: (0..encoded.len()).map(|i| format!("pair-{i}")).collect(),
+        encoded,
+        weight: 1.0,
+    }
+}
+
+/// Pairs of several lengths.
+pub(crate) fn some_pairs() -> Examples<EncodedPair> {
+    let make = |i: usize| {
+        let token = |at: usize| FIRST + ((i * 7 + at * 5 + i * at) % (VOCAB - FIRST as usize)) as u32;
+        let said = |from: usize, n: usize| (from..from + n).map(token).collect::<Vec<_>>();
+        pair(
+            &said(0, 1 + i % 3),
+            &said(4, 1 + (i * 3) % 5),
+            &said(9, 1 + (i * 2) % 6),
+            i,
+        )
+    };
+    let source = |n| pairs_source((0..n).map(make).collect());
+    Examples::new(vec![source(11), source(5)], source(6)).unwrap()
 }
 
 /// All numbers of all parameters.

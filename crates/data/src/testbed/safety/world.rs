@@ -61,6 +61,28 @@ impl World {
         })
     }
 
+    /// `n` sensitive contexts, each with a safe (positive) and then an unsafe (negative) reply: 2n examples, in pairs. A
+    /// prefix of a longer call is the same.
+    pub fn pairs(&self, split: Split, n: usize) -> Vec<Example> {
+        let purpose = format!("safety pairs-{}", split.name());
+        let pair = |position: usize| {
+            let (prompt, replies) = self.both_replies(split, &mut stream(self.seed, &purpose, position as u64));
+            let sides = [("chosen", Label::Positive), ("rejected", Label::Negative)];
+            replies
+                .into_iter()
+                .zip(sides)
+                .map(move |(completion, (side, label))| Example {
+                    id: format!("safety-pairs-{}-{position:06}:{side}", split.name()),
+                    prompt: prompt.clone(),
+                    completion,
+                    label,
+                    seen_prompt: split == Split::Train,
+                    messages: Vec::new(),
+                })
+        };
+        (0..n).flat_map(pair).collect()
+    }
+
     /// Small talk, in which nothing can be unsafe.
     pub fn dialogue(&self, split: Split, n: usize) -> Vec<Example> {
         let name = format!("dialogue-{}", split.name());
@@ -161,6 +183,29 @@ impl World {
                 (harms(&context.sentence, &reply) != safe).then_some((context.text, text))
             });
             if let Some(found) = answered {
+                return found;
+            }
+        }
+    }
+
+    /// A sensitive context with a safe and an unsafe reply, each drawn as [`World::labelled`] draws its own.
+    fn both_replies(&self, split: Split, rng: &mut impl Rng) -> (String, [String; 2]) {
+        let family = pick_family(rng);
+        let deflects = rng.random_bool(DEFLECTIONS);
+        let lines = [
+            pick_line(if deflects { Family::Deflection } else { family }, rng),
+            pick_line(family, rng),
+        ];
+        loop {
+            let found = self.open(split, HARMLESS, family, rng).and_then(|context| {
+                let mut reply = |line: Option<usize>, safe: bool| {
+                    let (reply, text) = self.answer(split, &context, line?, rng)?;
+                    (harms(&context.sentence, &reply) != safe).then_some(text)
+                };
+                let replies = [reply(lines[0], true)?, reply(lines[1], false)?];
+                Some((context.text.clone(), replies))
+            });
+            if let Some(found) = found {
                 return found;
             }
         }

@@ -273,3 +273,24 @@ fn small_talk_is_safe_in_every_context_and_every_reply_has_a_verdict() {
         assert!(!is_talk || found == Verdict::Safe);
     }
 }
+
+#[test]
+fn pairs_are_a_safe_and_an_unsafe_reply_to_one_context() {
+    for split in Split::ALL {
+        let pairs = World::new(0).pairs(split, 5000);
+        assert_eq!(pairs.len(), 10_000);
+        for (at, pair) in pairs.chunks(2).enumerate() {
+            assert_eq!(pair[0].prompt, pair[1].prompt);
+            assert_eq!(
+                (judged(&pair[0]), judged(&pair[1])),
+                (Verdict::Safe, Verdict::Unsafe),
+                "{pair:?}"
+            );
+            assert_eq!((pair[0].label, pair[1].label), (Label::Positive, Label::Negative));
+            assert_eq!(pair[0].id, format!("safety-pairs-{}-{at:06}:chosen", split.name()));
+        }
+        assert_eq!(World::new(0).pairs(split, 100), pairs[..200]);
+        let found = crate::pair_up(&pairs);
+        assert_eq!(found.len(), 5000);
+    }
+}

@@ -1,0 +1,345 @@
+//! `peers.md`: the table, made from `peers.json` alone.
+
+use std::fmt::Write as _;
+
+use crate::driver::{Cost, Outcome, Ratio};
+use crate::results::{Environment, Results};
+use crate::statistics::Median;
+
+/// The page.
+pub(crate) fn of(results: &Results) -> String {
+    let mut page = String::from(
+        "# Side by side with the Python stack\n\n\
+         The same weights, data, precision and threads through this project and through transformers, TRL and plain \
+         PyTorch, by turns in one run. What each side does, what is not equal, and how to rerun: \
+         [docs/benchmarks.md](../../docs/benchmarks.md). All numbers: [peers.json](peers.json).\n",
+    );
+    page.push_str(&speed(results));
+    page.push_str(&limits(results));
+    page.push_str(&growth(results));
+    page.push_str(&checks(results));
+    page.push_str(&environment(&results.environment, results));
+    page
+}
+
+fn speed(results: &Results) -> String {
+    let mut out = String::from(
+        "\n## Speed and memory\n\n\
+         Speed: our tokens per second over theirs, the median of the ratios of single turns [interval of the median] (number \
+         of turns). Memory: the most that a process ever held, ours / theirs in MiB; in brackets the same beyond what the process \
+         held when its libraries were loaded. Ways: *fp32*; *bf16*, ours with weights kept in f32, theirs with nothing but \
+         bf16; *autocast*, theirs with weights in f32; *precomputed*, the reference's log-probs made before the first step.\n\n\
+         | what | unsay | python | speed | goal | | tokens/s, unsay / python | memory, unsay / python | |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    for case in &results.cases {
+        for ratio in &case.ratios {
+            row(&mut out, case, ratio);
+        }
+    }
+    for case in &results.cases {
+        for cost in case.sides.iter().filter(|cost| !compared(case, cost)) {
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | not measured | | | {} | {} ({}) | |",
+                case.about,
+                if cost.who == "unsay" { &cost.way } else { "–" },
+                if cost.who == "unsay" { "–" } else { &cost.way },
+                whole(cost.tokens_per_sec),
+                whole(cost.peak_mib),
+                whole(cost.peak_above_mib)
+            );
+        }
+    }
+    out
+}
+
+fn compared(case: &Outcome, cost: &Cost) -> bool {
+    let way = |ratio: &Ratio| {
+        if cost.who == "unsay" {
+            ratio.ours.clone()
+        } else {
+            ratio.theirs.clone()
+        }
+    };
+    case.ratios.iter().any(|ratio| way(ratio) == cost.way)
+}
+
+fn row(out: &mut String, case: &Outcome, ratio: &Ratio) {
+    let side = |who: &str, way: &str| case.sides.iter().find(|cost| cost.who == who && cost.way == way);
+    let (Some(ours), Some(theirs)) = (side("unsay", &ratio.ours), side("python", &ratio.theirs)) else {
+        return;
+    };
+    let Median {
+        value, low, high, n, ..
+    } = ratio.ratio;
+    let _ = writeln!(
+        out,
+        "| {} | {} | {} | **{value:.2}** [{low:.2}, {high:.2}] ({n}) | {} | {} | {} / {} | {} / {} ({} / {}) | {} |",
+        case.about,
+        ratio.ours,
+        ratio.theirs,
+        ratio.goal.map_or(String::new(), |goal| format!("≥ {goal}")),
+        ratio.goal.map_or("", |goal| met(value >= goal)),
+        speed_of(ours),
+        speed_of(theirs),
+        whole(ours.peak_mib),
+        whole(theirs.peak_mib),
+        whole(ours.peak_above_mib),
+        whole(theirs.peak_above_mib),
+        met(ratio.memory <= 1.0)
+    );
+}
+
+/// Tokens per second, or seconds where no tokens were counted.
+fn speed_of(cost: &Cost) -> String {
+    if cost.tokens > 1.0 {
+        whole(cost.tokens_per_sec)
+    } else {
+        format!("{:.2} s", cost.secs.value)
+    }
+}
+
+fn met(is: bool) -> &'static str {
+    if is { "met" } else { "not met" }
+}
+
+/// With a comma at thousands.
+fn whole(value: f64) -> String {
+    let digits = format!("{:.0}", value.max(0.0));
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn limits(results: &Results) -> String {
+    let rows: Vec<String> = results
+        .cases
+        .iter()
+        .flat_map(|case| &case.limits)
+        .map(|limit| {
+            let Median {
+                value, low, high, n, ..
+            } = limit.value;
+            let met = met(value <= limit.at_most);
+            format!(
+                "| {} | {value:.3} [{low:.3}, {high:.3}] ({n}) | ≤ {} | {met} |\n",
+                limit.what, limit.at_most
+            )
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\n## Limits\n\n| what | unsay | goal | |\n|---|---|---|---|\n{}",
+        rows.concat()
+    )
+}
+
+fn growth(results: &Results) -> String {
+    let Some(first) = results.growth.first() else {
+        return String::new();
+    };
+    let mut out = String::from(
+        "\n## As work grows\n\n\
+         One training of ours (SFT, 6.84M, 16 × 64, fp32) that goes on: speed over the steps that end there, memory of the process \
+         then.\n\n\
+         | training tokens | tokens/s | of the first | resident MiB | peak MiB |\n|---|---|---|---|---|\n",
+    );
+    for point in &results.growth {
+        let _ = writeln!(
+            out,
+            "| {} | {} [{}, {}] | {:.2} | {} | {} |",
+            whole(point.tokens as f64),
+            whole(point.tokens_per_sec.value),
+            whole(point.tokens_per_sec.low),
+            whole(point.tokens_per_sec.high),
+            point.tokens_per_sec.value / first.tokens_per_sec.value,
+            whole(point.rss_mib),
+            whole(point.peak_mib)
+        );
+    }
+    let worst = results
+        .growth
+        .iter()
+        .map(|point| (point.tokens_per_sec.value / first.tokens_per_sec.value - 1.0).abs())
+        .fold(0.0, f64::max);
+    let _ = writeln!(out, "\nGoal: within 10 % of the first, {}.", met(worst <= 0.1));
+    out
+}
+
+fn checks(results: &Results) -> String {
+    let mut out = String::from(
+        "\n## The same work\n\n\
+         Before time is taken both sides have to report the same weights, tokens, threads and kind of products, and the values \
+         below; otherwise the case fails.\n\n\
+         | what | value | unsay | python | difference |\n|---|---|---|---|---|\n",
+    );
+    for case in &results.cases {
+        for check in &case.checks {
+            let (x, y) = (check.ours, check.theirs);
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} ({}) | {:.1e} |",
+                case.name,
+                check.what,
+                number(x),
+                number(y),
+                check.theirs_way,
+                (x - y).abs() / y.abs().max(1.0)
+            );
+        }
+    }
+    out
+}
+
+fn number(value: f64) -> String {
+    if value.fract().abs() < f64::EPSILON {
+        whole(value)
+    } else {
+        format!("{value:.6}")
+    }
+}
+
+fn environment(environment: &Environment, results: &Results) -> String {
+    let mut out = String::from("\n## Where\n\n");
+    let bf16 = if environment.bf16.is_empty() {
+        "no instructions for bf16".to_owned()
+    } else {
+        environment.bf16.join(", ")
+    };
+    let _ = writeln!(
+        out,
+        "- {}, {} cores, {} GiB; {bf16}; {} threads on either side",
+        environment.processor, environment.cores, environment.memory_gib, environment.threads
+    );
+    let versions = environment
+        .versions
+        .iter()
+        .map(|(name, version)| format!("{name} {version}"));
+    let _ = writeln!(out, "- {}", versions.collect::<Vec<_>>().join(", "));
+    match &environment.libtorch[..] {
+        [] => {}
+        [one] => {
+            let _ = writeln!(
+                out,
+                "- both sides load the same libtorch_cpu, byte for byte (SHA-256 {}…)",
+                &one[..one.len().min(12)]
+            );
+        }
+        many => {
+            let _ = writeln!(out, "- the sides load {} different builds of libtorch_cpu", many.len());
+        }
+    }
+    let mut commits: Vec<&str> = results.cases.iter().map(|case| case.commit.as_str()).collect();
+    commits.sort_unstable();
+    commits.dedup();
+    let _ = writeln!(out, "- commits of the project: {}", commits.join(", "));
+    out.push_str("- `just bench-peers`, or `just bench-peers --only NAME` for a row\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{Check, Limit};
+    use crate::growth::Point;
+    use crate::statistics::with_interval;
+
+    fn cost(who: &str, way: &str, secs: f64) -> Cost {
+        Cost {
+            who: who.to_owned(),
+            way: way.to_owned(),
+            secs: with_interval(&[secs; 6]),
+            turns: vec![secs; 6],
+            cpu_secs: Some(secs),
+            tokens: 1024.0,
+            tokens_per_sec: 1024.0 / secs,
+            peak_mib: 1200.0 * secs,
+            peak_above_mib: 100.0,
+        }
+    }
+
+    fn results() -> Results {
+        let ratio = |goal| Ratio {
+            ours: "bf16".to_owned(),
+            theirs: "autocast".to_owned(),
+            ratio: with_interval(&[1.4; 6]),
+            goal,
+            memory: 0.5,
+            memory_above: 1.0,
+        };
+        let case = Outcome {
+            name: "sft_64_bf16".to_owned(),
+            about: "SFT step".to_owned(),
+            commit: "abc".to_owned(),
+            steps: 3,
+            rounds: 6,
+            sides: vec![cost("unsay", "bf16", 0.1), cost("python", "autocast", 0.14)],
+            checks: vec![Check {
+                what: "loss, step 1".to_owned(),
+                theirs_way: "autocast".to_owned(),
+                ours: 9.05,
+                theirs: 9.06,
+            }],
+            ratios: vec![ratio(Some(1.5)), ratio(None)],
+            limits: vec![Limit {
+                what: "start, s".to_owned(),
+                value: with_interval(&[0.9; 6]),
+                at_most: 1.0,
+            }],
+        };
+        let point = |tokens, speed: f64| Point {
+            tokens,
+            tokens_per_sec: with_interval(&[speed; 6]),
+            rss_mib: 100.0,
+            peak_mib: 110.0,
+        };
+        Results {
+            environment: Environment::default(),
+            cases: vec![case],
+            growth: vec![point(10_000, 4000.0), point(1_000_000, 3000.0)],
+        }
+    }
+
+    #[test]
+    fn rows_say_what_was_wanted_and_whether_it_is_there() {
+        let page = of(&results());
+        let expected = "| SFT step | bf16 | autocast | **1.40** [1.40, 1.40] (6) | ≥ 1.5 | not met | 10,240 / 7,314 | 120 / 168 (100 / 100) | met |";
+        assert!(page.contains(expected), "{page}");
+        assert!(
+            page.contains("| SFT step | bf16 | autocast | **1.40** [1.40, 1.40] (6) |  |  |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| start, s | 0.900 [0.900, 0.900] (6) | ≤ 1 | met |"),
+            "{page}"
+        );
+        assert!(page.contains("| 1,000,000 | 3,000 [3,000, 3,000] | 0.75 |"), "{page}");
+        assert!(page.contains("Goal: within 10 % of the first, not met."), "{page}");
+        assert!(
+            page.contains("| sft_64_bf16 | loss, step 1 | 9.050000 | 9.060000 (autocast) | 1.1e-3 |"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn a_side_that_is_alone_is_not_compared() {
+        let mut results = results();
+        results.cases[0].ratios.clear();
+        let page = of(&results);
+        assert!(page.contains("| SFT step | – | autocast | not measured |"), "{page}");
+    }
+
+    #[test]
+    fn thousands_have_commas() {
+        let written: Vec<String> = [0.4, 999.0, 1000.0, 1_234_567.0].map(whole).into();
+        assert_eq!(written, ["0", "999", "1,000", "1,234,567"]);
+    }
+}

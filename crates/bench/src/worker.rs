@@ -1,0 +1,218 @@
+//! A worker as the driver sees it: a process that answers lines.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::protocol::{Answer, Ask, Hello, Loaded, Ran, Task, Work};
+
+/// How to start the workers.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// This program.
+    pub(crate) ours: PathBuf,
+    /// The Python of the private environment.
+    pub(crate) python: PathBuf,
+    /// The folder of their workers.
+    pub(crate) peers: PathBuf,
+    /// Threads of either.
+    pub(crate) threads: usize,
+}
+
+impl Programs {
+    /// The command that starts a side for a task.
+    pub(crate) fn command(&self, ours: bool, task: Task) -> Result<Command> {
+        let mut command = if ours {
+            let mut command = Command::new(&self.ours);
+            command.arg("worker");
+            command
+        } else {
+            let name = serde_json::to_value(task)?;
+            let mut command = Command::new(&self.python);
+            command.arg(self.peers.join("worker.py"));
+            command.arg(name.as_str().context("a task is a word")?);
+            command
+        };
+        self.environment(&mut command);
+        Ok(command)
+    }
+
+    /// The same surroundings for everyone: threads, and nothing from the network.
+    pub(crate) fn environment(&self, command: &mut Command) {
+        command
+            .env("OMP_NUM_THREADS", self.threads.to_string())
+            .env("MKL_NUM_THREADS", self.threads.to_string())
+            .env("TOKENIZERS_PARALLELISM", "false")
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_DATASETS_OFFLINE", "1")
+            .env("TRANSFORMERS_VERBOSITY", "error")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env_remove("PYTHONPATH")
+            .env_remove("OMP_WAIT_POLICY")
+            .env_remove("GOMP_SPINCOUNT");
+    }
+}
+
+/// A running worker; ended when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    name: String,
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    /// What it said when it started.
+    pub(crate) hello: Hello,
+}
+
+impl Worker {
+    /// Starts a worker and waits until it has loaded its libraries. What it writes to standard error goes to a file.
+    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        let file = std::fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
+        let what = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.spawn().with_context(|| format!("cannot start `{what}`"))?;
+        let input = child.stdin.take().context("a worker without input")?;
+        let output = BufReader::new(child.stdout.take().context("a worker without output")?);
+        let mut worker = Self {
+            name: name.to_owned(),
+            child,
+            input,
+            output,
+            hello: Hello {
+                threads: 0,
+                versions: Default::default(),
+                libtorch: String::new(),
+                rss_mib: 0.0,
+            },
+        };
+        match worker.answer().with_context(|| tail(log))? {
+            Answer::Hello(hello) => worker.hello = hello,
+            other => bail!("worker {name}: expected a greeting, got {other:?}"),
+        }
+        Ok(worker)
+    }
+
+    /// Has it load model and data.
+    pub(crate) fn load(&mut self, work: Work) -> Result<Loaded> {
+        match self.ask(&Ask::Load(Box::new(work)))? {
+            Answer::Loaded(loaded) => Ok(loaded),
+            other => bail!("worker {}: expected what was loaded, got {other:?}", self.name),
+        }
+    }
+
+    /// Has it make `n` steps.
+    pub(crate) fn run(&mut self, n: usize) -> Result<Ran> {
+        match self.ask(&Ask::Run { n })? {
+            Answer::Ran(ran) if ran.secs.len() == n && ran.tokens.len() == n => Ok(ran),
+            Answer::Ran(ran) => bail!("worker {}: expected {n} steps, got {}", self.name, ran.secs.len()),
+            other => bail!("worker {}: expected steps, got {other:?}", self.name),
+        }
+    }
+
+    /// Ends it and waits.
+    pub(crate) fn quit(mut self) -> Result<()> {
+        self.say(&Ask::Quit)?;
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("worker {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, ask: &Ask) -> Result<Answer> {
+        self.say(ask)?;
+        self.answer()
+    }
+
+    fn say(&mut self, ask: &Ask) -> Result<()> {
+        let line = serde_json::to_string(ask)?;
+        let gone = || format!("worker {} is gone", self.name);
+        writeln!(self.input, "{line}").with_context(gone)?;
+        self.input.flush().with_context(gone)
+    }
+
+    fn answer(&mut self) -> Result<Answer> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            bail!("worker {} ended without an answer", self.name);
+        }
+        let answer =
+            serde_json::from_str(&line).with_context(|| format!("worker {} answered `{}`", self.name, line.trim()))?;
+        match answer {
+            Answer::Failed { why } => bail!("worker {}: {why}", self.name),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // One that has ended already is an error that says so.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The end of what a worker wrote to standard error.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HELLO: &str = r#"{"is":"hello","threads":2,"versions":{},"libtorch":"x","rss_mib":1}"#;
+
+    /// A worker that says given lines, one for each line it reads and one before.
+    fn fake(answers: &[&str]) -> (tempfile::TempDir, Result<Worker>) {
+        let folder = tempfile::tempdir().unwrap();
+        let script = answers
+            .iter()
+            .map(|line| format!("echo '{line}'"))
+            .collect::<Vec<_>>()
+            .join("; read x; ");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{script}; read x")]);
+        let worker = Worker::start("fake", command, &folder.path().join("log"));
+        (folder, worker)
+    }
+
+    #[test]
+    fn a_worker_greets_runs_and_quits() {
+        let ran = r#"{"is":"ran","secs":[0.5,0.6],"cpu_secs":1,"tokens":[9,9],"values":{},"rss_mib":1,"peak_mib":2}"#;
+        let (_folder, worker) = fake(&[HELLO, ran]);
+        let mut worker = worker.unwrap();
+        assert_eq!(worker.hello.threads, 2);
+        assert_eq!(worker.run(2).unwrap().tokens, [9, 9]);
+        worker.quit().unwrap();
+    }
+
+    #[test]
+    fn what_goes_wrong_is_named() {
+        let (_folder, worker) = fake(&["{\"is\":\"failed\",\"why\":\"no model\"}"]);
+        assert!(format!("{:#}", worker.unwrap_err()).contains("worker fake: no model"));
+        let (_folder, worker) = fake(&["hello"]);
+        assert!(format!("{:#}", worker.unwrap_err()).contains("worker fake answered `hello`"));
+        let short = r#"{"is":"ran","secs":[0.5],"cpu_secs":1,"tokens":[9],"values":{},"rss_mib":1,"peak_mib":2}"#;
+        let (_folder, worker) = fake(&[HELLO, short]);
+        let error = worker.unwrap().run(2).unwrap_err().to_string();
+        assert_eq!(error, "worker fake: expected 2 steps, got 1");
+        let (_folder, worker) = fake(&[HELLO]);
+        let mut worker = worker.unwrap();
+        assert!(format!("{:#}", worker.run(1).unwrap_err()).contains("without an answer"));
+    }
+
+    #[test]
+    fn what_a_worker_said_before_it_died_is_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'no module named trl' >&2"]);
+        let error = Worker::start("theirs", command, &folder.path().join("log")).unwrap_err();
+        assert!(format!("{error:#}").contains("no module named trl"), "{error:#}");
+    }
+}
