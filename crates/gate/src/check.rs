@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::baseline::Figure;
+use crate::times::{Shortest, beside_reference};
 use crate::verdict::{Meaning, Verdict};
-use crate::{Measured, counts, times};
+use crate::{Measured, counts};
 
 /// Instruction counts of the same program differ by less than this: hash maps have random keys.
 pub(crate) const COUNT_TOLERANCE: f64 = 0.01;
@@ -14,34 +15,37 @@ pub(crate) const COUNT_TOLERANCE: f64 = 0.01;
 /// Ratios of time may differ by this from one run to the next.
 pub(crate) const TIME_TOLERANCE: f64 = 0.05;
 
-/// So often a ratio beyond its tolerance is measured in all, each time in a new process. What is slower is so each time; what
+/// So often a path beyond its tolerance is measured in all, each time in a new process. What is slower is so each time; what
 /// was disturbed is not.
-const TRIES: usize = 5;
+const TRIES: usize = 6;
 
-/// Measures the ratio of each path to the reference, and those beyond their tolerance again, up to [`TRIES`] times in all.
-/// Of several tries the one that is nearest to what is expected counts.
+/// Measures the time of each path beside what it is compared with, and those beyond their tolerance again, up to [`TRIES`]
+/// times in all. The shortest calls of all tries count.
 ///
 /// # Errors
 /// When a measuring process ends badly.
 pub(crate) fn times(
     names: &[&str],
     expected: &dyn Fn(&str) -> Figure,
-    measure: &dyn Fn(&str) -> Result<Measured>,
+    measure: &dyn Fn(&str) -> Result<Shortest>,
 ) -> Result<Vec<Verdict>> {
-    let judge = |name: &&str| -> Result<Verdict> { Ok(Verdict::of(name, measure(name)?.value, expected(name))) };
-    let mut verdicts: Vec<Verdict> = names.iter().map(judge).collect::<Result<_>>()?;
+    let mut all = names
+        .iter()
+        .map(|name| {
+            let shortest = measure(name)?;
+            Ok((shortest, Verdict::of(name, shortest.ratio(), expected(name))))
+        })
+        .collect::<Result<Vec<(Shortest, Verdict)>>>()?;
     for _ in 1..TRIES {
         // All others come in between, so that a disturbance has time to pass.
-        for verdict in &mut verdicts {
+        for (name, (shortest, verdict)) in names.iter().zip(&mut all) {
             if verdict.meaning != Meaning::Same {
-                let again = judge(&verdict.name.clone().as_str())?;
-                if (again.change - 1.0).abs() < (verdict.change - 1.0).abs() {
-                    *verdict = again;
-                }
+                *shortest = shortest.and(measure(name)?);
+                *verdict = Verdict::of(name, shortest.ratio(), expected(name));
             }
         }
     }
-    Ok(verdicts)
+    Ok(all.into_iter().map(|(_, verdict)| verdict).collect())
 }
 
 /// Counts the instructions of each path.
@@ -61,25 +65,22 @@ pub(crate) fn counts(
         .collect())
 }
 
-/// The middle of several ratios of each path: what a baseline holds.
+/// The ratio of each path to the reference over several processes: what a baseline holds.
 ///
 /// # Errors
 /// When a measuring process ends badly.
-pub(crate) fn typical_ratios(program: &Path, names: &[&str]) -> Result<Vec<Measured>> {
-    let mut tries: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
+pub(crate) fn ratios(program: &Path, names: &[&str]) -> Result<Vec<Measured>> {
+    let mut all = vec![Shortest::NONE; names.len()];
     for _ in 0..TRIES {
-        for (name, tries) in names.iter().zip(&mut tries) {
-            tries.push(times::ratio(program, name, None)?.value);
+        for (name, shortest) in names.iter().zip(&mut all) {
+            *shortest = shortest.and(beside_reference(program, name, None)?);
         }
     }
-    Ok(names
-        .iter()
-        .zip(&mut tries)
-        .map(|(name, tries)| Measured {
-            name: (*name).to_owned(),
-            value: times::median(tries),
-        })
-        .collect())
+    let measured = names.iter().zip(all).map(|(name, shortest)| Measured {
+        name: (*name).to_owned(),
+        value: shortest.ratio(),
+    });
+    Ok(measured.collect())
 }
 
 #[cfg(test)]
@@ -88,16 +89,17 @@ mod tests {
 
     use super::*;
 
-    fn verdict(values: &[f64]) -> (Verdict, usize) {
-        let left = RefCell::new(values.iter());
-        let measure = |name: &str| {
-            Ok(Measured {
-                name: name.to_owned(),
-                value: *left.borrow_mut().next().unwrap(),
+    /// The verdict after measuring such times of the path, and how many of them were not asked for.
+    fn verdict(paths: &[f64]) -> (Verdict, usize) {
+        let left = RefCell::new(paths.iter());
+        let measure = |_: &str| {
+            Ok(Shortest {
+                path: *left.borrow_mut().next().unwrap(),
+                other: 2.0,
             })
         };
         let expected = |_: &str| Figure {
-            value: 1.0,
+            value: 0.5,
             tolerance: 0.05,
         };
         let verdicts = times(&["a"], &expected, &measure).unwrap();
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_is_slower_is_so_each_time() {
-        let (slow, unused) = verdict(&[1.10, 1.09, 1.13, 1.10, 1.08]);
+        let (slow, unused) = verdict(&[1.10, 1.09, 1.13, 1.10, 1.08, 1.2]);
         assert_eq!((slow.meaning, unused), (Meaning::Slower, 0));
         assert!((slow.change - 1.08).abs() < 1e-12);
     }
@@ -116,7 +118,7 @@ mod tests {
     fn one_disturbance_is_no_slowdown_and_what_is_within_is_measured_once() {
         let (disturbed, unused) = verdict(&[1.30, 1.01, 9.0]);
         assert_eq!((disturbed.meaning, unused), (Meaning::Same, 1));
-        let (fast, unused) = verdict(&[0.8, 0.9, 0.7, 0.85, 0.8]);
+        let (fast, unused) = verdict(&[0.8, 0.9, 0.7, 0.85, 0.8, 0.9]);
         assert_eq!((fast.meaning, unused), (Meaning::Faster, 0));
     }
 }

@@ -168,7 +168,7 @@ impl Gate {
         if !self.counts && !names.is_empty() {
             let processor = processor();
             if self.renew {
-                let measured = check::typical_ratios(&program, &names)?;
+                let measured = check::ratios(&program, &names)?;
                 renew(baseline.times.entry(processor).or_default(), &measured, TIME_TOLERANCE)?;
             } else {
                 let Some(figures) = baseline.times.get(&processor) else {
@@ -185,7 +185,7 @@ impl Gate {
                         "time",
                     )?,
                     None => judged(
-                        &check::times(&names, &expected, &|name| times::ratio(&program, name, None))?,
+                        &check::times(&names, &expected, &|name| times::beside_reference(&program, name, None))?,
                         "time",
                     )?,
                 };
@@ -225,7 +225,7 @@ impl Gate {
                 tolerance: TIME_TOLERANCE,
             };
             let verdicts = check::times(&self.names(true)?, &same, &|name| {
-                times::against(&program, &other, name)
+                times::beside_other(&program, &other, name)
             })?;
             good &= judged(&verdicts, "time")?;
         }

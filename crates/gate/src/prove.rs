@@ -32,7 +32,7 @@ pub(crate) fn prove(
     let run = |planted: Option<&str>| -> Result<Vec<Verdict>> {
         match kind {
             Kind::Counts => check::counts(program, names, expected, planted),
-            Kind::Times => check::times(names, expected, &|name| times::ratio(program, name, planted)),
+            Kind::Times => check::times(names, expected, &|name| times::beside_reference(program, name, planted)),
         }
     };
     let (mut missed, mut alarms) = (0, 0);

@@ -1,41 +1,39 @@
-//! Time of a path, in blocks of calls that alternate with a reference in the same process, or with another program.
+//! Time of a path beside that of a reference in the same process, or of the same path in another program, by turns.
 //!
-//! What is measured is the processor time of the thread that works, so a process that has to wait for its turn does not
-//! look slow; and ratios of neighbouring blocks, so a processor that is slower for a while does not either.
+//! What counts is the shortest of many single calls, in processor time of the thread that works: a call cannot be faster than
+//! the machine lets it, while whatever else runs there makes some calls slower, and not all paths by the same share.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cpu_time::ThreadTime;
 
 use crate::plant::{self, PLANT};
 use crate::reference::Reference;
-use crate::{Measured, OWN_THREADS, paths};
+use crate::{OWN_THREADS, paths};
 
-/// A block takes at least so long.
-const BLOCK_NANOS: f64 = 8e6;
+/// The reference and the path take turns of at least so long.
+const TURN: Duration = Duration::from_millis(12);
 
-/// Rounds of one measurement: a block of the reference and a block of the path each.
-const ROUNDS: usize = 50;
+/// Turns of each in one measurement.
+const ROUNDS: usize = 60;
 
-/// Nanoseconds for which this thread has kept a processor busy.
-fn timed(work: &mut dyn FnMut(), calls: usize) -> f64 {
+/// The shortest call within a turn.
+fn turn(work: &mut dyn FnMut()) -> Duration {
     let start = ThreadTime::now();
-    for _ in 0..calls {
+    let mut shortest = Duration::MAX;
+    while start.elapsed() < TURN {
+        let call = ThreadTime::now();
         work();
+        shortest = shortest.min(call.elapsed());
     }
-    start.elapsed().as_nanos() as f64
+    shortest
 }
 
-/// Calls in a block, a multiple of 10.
-fn block(work: &mut dyn FnMut()) -> usize {
-    let tens = (1..=3).map(|_| timed(work, 10)).fold(f64::INFINITY, f64::min);
-    10 * (BLOCK_NANOS / tens).ceil().max(1.0) as usize
-}
-
-/// For each line it reads: a block of the reference and one of the path, in nanoseconds of one call.
+/// For each line it reads: the shortest call of the reference and of the path in a turn each, in nanoseconds.
 ///
 /// # Errors
 /// A name that is not known; when nobody reads.
@@ -49,13 +47,13 @@ pub(crate) fn child(name: &str) -> Result<()> {
         refer();
         work();
     }
-    let (reference_calls, path_calls) = (block(&mut refer), block(&mut work));
-    let planted = plant::calls(name, path_calls)?;
+    if plant::is_in(name) {
+        work = plant::slower(work);
+    }
     let mut out = std::io::stdout();
     for _ in std::io::stdin().lines() {
-        let per_reference = timed(&mut refer, reference_calls) / reference_calls as f64;
-        let per_call = timed(&mut work, planted) / path_calls as f64;
-        writeln!(out, "{per_reference} {per_call}")?;
+        let both = [turn(&mut refer), turn(&mut work)].map(|call| call.as_nanos());
+        writeln!(out, "{} {}", both[0], both[1])?;
         out.flush()?;
     }
     Ok(())
@@ -104,59 +102,66 @@ impl Process {
     }
 }
 
-/// The median; 0 of nothing.
-pub(crate) fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+/// The shortest calls that were seen so far, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shortest {
+    /// Of the path.
+    pub(crate) path: f64,
+    /// Of what it is compared with.
+    pub(crate) other: f64,
+}
+
+impl Shortest {
+    /// Before anything is measured.
+    pub(crate) const NONE: Self = Shortest {
+        path: f64::INFINITY,
+        other: f64::INFINITY,
+    };
+
+    /// With what was seen another time.
+    pub(crate) fn and(self, again: Self) -> Self {
+        Shortest {
+            path: self.path.min(again.path),
+            other: self.other.min(again.other),
+        }
+    }
+
+    /// How many times as long the path takes.
+    pub(crate) fn ratio(self) -> f64 {
+        self.path / self.other
     }
 }
 
-/// Time of the path over time of the reference: the median over rounds.
+/// The path beside the reference.
 ///
 /// # Errors
 /// When the measuring process ends badly.
-pub(crate) fn ratio(program: &Path, name: &str, planted: Option<&str>) -> Result<Measured> {
+pub(crate) fn beside_reference(program: &Path, name: &str, planted: Option<&str>) -> Result<Shortest> {
     let mut process = Process::start(program, name, planted)?;
-    let rounds: Vec<[f64; 2]> = (0..ROUNDS).map(|_| process.round()).collect::<Result<_>>()?;
+    let mut shortest = Shortest::NONE;
+    for _ in 0..ROUNDS {
+        let [other, path] = process.round()?;
+        shortest = shortest.and(Shortest { path, other });
+    }
     process.end()?;
-    // Each block of the path lies between two of the reference.
-    let mut ratios: Vec<f64> = rounds
-        .windows(2)
-        .map(|pair| pair[0][1] / f64::midpoint(pair[0][0], pair[1][0]))
-        .collect();
-    Ok(Measured {
-        name: name.to_owned(),
-        value: median(&mut ratios),
-    })
+    Ok(shortest)
 }
 
-/// Time of the path in `program` over its time in `other`, by turns: the median over rounds.
+/// The path in `program` beside the same in `other`.
 ///
 /// # Errors
 /// When a measuring process ends badly.
-pub(crate) fn against(program: &Path, other: &Path, name: &str) -> Result<Measured> {
+pub(crate) fn beside_other(program: &Path, other: &Path, name: &str) -> Result<Shortest> {
     let mut own = Process::start(program, name, None)?;
     let mut their = Process::start(other, name, None)?;
-    let mut ratios = Vec::with_capacity(ROUNDS);
-    for round in 0..ROUNDS {
-        let (ours, theirs) = match round % 2 {
-            0 => (own.round()?, their.round()?),
-            _ => {
-                let theirs = their.round()?;
-                (own.round()?, theirs)
-            }
-        };
-        ratios.push(ours[1] / theirs[1]);
+    let mut shortest = Shortest::NONE;
+    for _ in 0..ROUNDS {
+        let ([_, path], [_, other]) = (own.round()?, their.round()?);
+        shortest = shortest.and(Shortest { path, other });
     }
     own.end()?;
     their.end()?;
-    Ok(Measured {
-        name: name.to_owned(),
-        value: median(&mut ratios),
-    })
+    Ok(shortest)
 }
 
 #[cfg(test)]
@@ -164,9 +169,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_whatever_the_order() {
-        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
-        assert!((median(&mut [4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
-        assert!(median(&mut []).abs() < 1e-12);
+    fn the_shortest_calls_of_several_measurements_make_the_ratio() {
+        let one = Shortest { path: 6.0, other: 2.0 };
+        let disturbed = Shortest { path: 5.0, other: 4.0 };
+        let both = Shortest::NONE.and(one).and(disturbed);
+        assert!((both.ratio() - 2.5).abs() < 1e-12);
     }
 }
