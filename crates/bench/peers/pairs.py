@@ -66,8 +66,9 @@ class Asking(TrainerCallback):
         made = None
         if state.global_step > 0:
             values = {name: value for name, value in self.logs.items() if isinstance(value, float)}
-            # What the settings say is no result.
-            values.pop("learning_rate", None)
+            # What the settings say is no result, and tokens are counted otherwise where a prompt is computed once.
+            for name in ("learning_rate", "num_tokens"):
+                values.pop(name, None)
             # The loss of the logs is rounded to four places.
             values["loss"] = self.job.trainer.last_loss.item()
             made = {"tokens": self.job.tokens[state.global_step - 1], "values": values}

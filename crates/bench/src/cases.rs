@@ -154,13 +154,19 @@ impl Case {
 
 /// Batch and length of the three sizes of a training case, with steps and rounds.
 fn sizes(task: Task) -> [(&'static str, Model, usize, usize, usize, usize); 3] {
-    let pairs = matches!(task, Task::Dpo | Task::Reward);
-    let (short, long) = if pairs { (8, 4) } else { (16, 8) };
-    [
-        ("64", Model::Small, short, 64, 3, 12),
-        ("256", Model::Small, long, 256, 2, 10),
-        ("smollm2", Model::Smollm2, if pairs { 4 } else { 8 }, 64, 1, 6),
-    ]
+    // A step on pairs takes longer, and more workers take part.
+    match matches!(task, Task::Dpo | Task::Reward) {
+        true => [
+            ("64", Model::Small, 8, 64, 2, 10),
+            ("256", Model::Small, 4, 256, 1, 10),
+            ("smollm2", Model::Smollm2, 4, 64, 1, 6),
+        ],
+        false => [
+            ("64", Model::Small, 16, 64, 3, 12),
+            ("256", Model::Small, 8, 256, 2, 10),
+            ("smollm2", Model::Smollm2, 8, 64, 1, 6),
+        ],
+    }
 }
 
 fn training(task: Task, name: &str) -> Vec<Case> {
