@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::driver::{Cost, Outcome, Ratio};
+use crate::driver::{Check, Cost, Outcome, Ratio};
 use crate::results::{Environment, Results};
 use crate::statistics::Median;
 
@@ -174,30 +174,47 @@ fn growth(results: &Results) -> String {
     out
 }
 
+/// One row for each two sides that were held against each other: their first loss, or tokens, and the value that differs most.
 fn checks(results: &Results) -> String {
     let mut out = String::from(
         "\n## The same work\n\n\
-         Before time is taken both sides have to report the same weights, tokens, threads and kind of products, and the values \
-         below; otherwise the case fails.\n\n\
-         | what | value | unsay | python | difference |\n|---|---|---|---|---|\n",
+         Before time is taken both sides have to report the same weights, tokens, threads and kind of products, and values of \
+         the first steps that are near each other; otherwise the case fails. Differences are relative where a value is above \
+         1; all values are in peers.json.\n\n\
+         | case | value | unsay | python | values | largest difference |\n|---|---|---|---|---|---|\n",
     );
     for case in &results.cases {
-        for check in &case.checks {
-            let (x, y) = (check.ours, check.theirs);
+        let mut rest: Vec<&Check> = case.checks.iter().collect();
+        while let Some(first) = rest.first().copied() {
+            let (same, others): (Vec<&Check>, Vec<&Check>) = rest
+                .into_iter()
+                .partition(|one| one.ours_way == first.ours_way && one.theirs_way == first.theirs_way);
+            rest = others;
+            let shown = same.iter().find(|one| one.what.starts_with("loss")).unwrap_or(&first);
+            let worst = same
+                .iter()
+                .max_by(|a, b| difference(a).total_cmp(&difference(b)))
+                .unwrap_or(&first);
             let _ = writeln!(
                 out,
-                "| {} | {} | {} ({}) | {} ({}) | {:.1e} |",
+                "| {} | {} | {} ({}) | {} ({}) | {} | {:.0e}, {} |",
                 case.name,
-                check.what,
-                number(x),
-                check.ours_way,
-                number(y),
-                check.theirs_way,
-                (x - y).abs() / y.abs().max(1.0)
+                shown.what,
+                number(shown.ours),
+                shown.ours_way,
+                number(shown.theirs),
+                shown.theirs_way,
+                same.len(),
+                difference(worst),
+                worst.what
             );
         }
     }
     out
+}
+
+fn difference(check: &Check) -> f64 {
+    (check.ours - check.theirs).abs() / check.theirs.abs().max(1.0)
 }
 
 fn number(value: f64) -> String {
@@ -249,7 +266,7 @@ fn environment(environment: &Environment, results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::{Check, Limit};
+    use crate::driver::Limit;
     use crate::growth::Point;
     use crate::statistics::with_interval;
 
@@ -326,7 +343,9 @@ mod tests {
         assert!(page.contains("| 1,000,000 | 3,000 [3,000, 3,000] | 0.75 |"), "{page}");
         assert!(page.contains("Goal: within 10 % of the first, not met."), "{page}");
         assert!(
-            page.contains("| sft_64_bf16 | loss, step 1 | 9.050000 (bf16) | 9.060000 (autocast) | 1.1e-3 |"),
+            page.contains(
+                "| sft_64_bf16 | loss, step 1 | 9.050000 (bf16) | 9.060000 (autocast) | 1 | 1e-3, loss, step 1 |"
+            ),
             "{page}"
         );
     }
