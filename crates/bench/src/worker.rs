@@ -26,7 +26,8 @@ impl Programs {
     pub(crate) fn command(&self, ours: bool, task: Task) -> Result<Command> {
         let mut command = if ours {
             let mut command = Command::new(&self.ours);
-            command.arg("worker");
+            // As `unsay run` has it.
+            command.arg("worker").envs(unsay_model::memory::kept_pages());
             command
         } else {
             let name = serde_json::to_value(task)?;
