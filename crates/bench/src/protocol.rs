@@ -28,7 +28,7 @@ pub(crate) enum Ask {
 pub(crate) struct Work {
     /// What is done.
     pub(crate) task: Task,
-    /// How it is done, in the words of the side: see [`crate::cases::Way`].
+    /// How it is done, in the words of the side: see `cases::Way`.
     pub(crate) way: String,
     /// The model: a Hugging Face folder.
     pub(crate) model: PathBuf,
