@@ -372,10 +372,11 @@ impl Trunk {
         self.finish(&self.blocks(first..self.n_blocks(), x, frame)?)
     }
 
-    /// What is handed to block `first`: where none is left, the states that the frame wants.
+    /// What is handed to block `first`: where none is left, the states [N, D] that the frame wants, unless the last block
+    /// made these alone.
     pub(crate) fn entering(&self, first: usize, x: Tensor, frame: &Frame) -> Result<Tensor> {
         match &frame.rows {
-            Some(rows) if first == self.n_blocks() => chosen(&x, rows),
+            Some(rows) if first == self.n_blocks() && x.dim() == 3 => chosen(&x, rows),
             _ => Ok(x),
         }
     }

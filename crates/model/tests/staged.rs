@@ -333,6 +333,21 @@ fn states_at_rows_are_rows_of_the_states() {
     let all = decoder.trunk().states_below(&ids(3, 7), 3).unwrap();
     let last = decoder.trunk().hidden_above(&all, 3, Some(&rows)).unwrap();
     assert!(distance(&decoder.trunk().hidden_at(&ids(3, 7), &rows).unwrap(), &last) < 1e-12);
+    // Where they are all frozen, the last one makes the wanted rows, and they are picked once: 2 and 3 are rows of these
+    // few, too.
+    for rows in [
+        Tensor::from_slice(&[2_i64, 3, 8, 13, 20]),
+        Tensor::from_slice(&[1_i64, 0]),
+    ] {
+        let whole = decoder.trunk().hidden_at(&ids(3, 7), &rows).unwrap();
+        for replay in [false, true] {
+            let staged = decoder
+                .trunk()
+                .hidden_staged(&ids(3, 7), 3, Some(&rows), replay)
+                .unwrap();
+            assert!(distance(&whole, staged.states()) < 1e-12);
+        }
+    }
     for wrong in [
         Tensor::from_slice(&[21_i64]),
         Tensor::from_slice(&[-1_i64]),

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 use unsay_data::{Batch, Encoded};
 use unsay_losses::token::Loss;
 use unsay_losses::{TokenCounts, TokenOp, TokenRows, token_metrics};
-use unsay_model::{Decoder, Params, Products};
+use unsay_model::{Decoder, Params};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
@@ -139,7 +139,7 @@ impl LanguageObjective {
             &self.loss.needs(),
         )?
         .with_gradient_in_place()
-        .with_onednn(self.learner.model.products() == Products::OneDnn);
+        .with_onednn(self.learner.model.products().rows());
         let rows = TokenRows::new(&batch.rows.example, &batch.rows.is_eos, &batch.labels, self.device)?;
         // Made here and not for the whole batch: candidates may take the square of the length.
         let encoded = self.encoded(&piece.places)?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unsay_data::{EncodedPair, PairBatch};
 use unsay_losses::{Needs, TokenOp};
-use unsay_model::{Branches, Decoder, Products, Trunk};
+use unsay_model::{Branches, Decoder, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
@@ -323,7 +323,7 @@ impl Predicting {
         let rows = Tensor::f_embedding(states, &self.of_rows.f_to_device(device)?, -1, false, false)?;
         let targets = Tensor::f_from_slice(&batch.target)?.f_to_device(device)?;
         let op = TokenOp::new(&rows, &embedding, &targets, needs)?;
-        Ok(op.with_onednn(decoder.products() == Products::OneDnn))
+        Ok(op.with_onednn(decoder.products().rows()))
     }
 }
 

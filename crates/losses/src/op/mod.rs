@@ -58,7 +58,8 @@ pub struct TokenOp {
     reference_embedding: Option<Tensor>,
     chunk_rows: i64,
     in_place: bool,
-    onednn: bool,
+    /// With oneDNN, how many rows it is handed in place of so many.
+    onednn: Option<fn(i64) -> i64>,
     all_stats: bool,
     /// The logits of the first chunks of the first pass: the second reads them instead of computing them again.
     kept: RefCell<Vec<Tensor>>,
@@ -93,7 +94,7 @@ impl TokenOp {
             temperature: None,
             reference_embedding: None,
             in_place: false,
-            onednn: false,
+            onednn: None,
             all_stats: false,
             kept: RefCell::new(Vec::new()),
         })
@@ -120,11 +121,12 @@ impl TokenOp {
     }
 
     /// Has oneDNN multiply f32 matrices, which is the faster one where libtorch's own products do not use all that the
-    /// processor has. Changes rounding alone, and nothing in other kinds or on other devices.
+    /// processor has, and says how many rows it is handed in place of so many: it keeps a compiled program for each number
+    /// that it meets. Rows of zeros are added. Changes rounding alone, and nothing in other kinds or on other devices.
     #[must_use]
-    pub fn with_onednn(mut self, onednn: bool) -> Self {
+    pub fn with_onednn(mut self, rows: Option<fn(i64) -> i64>) -> Self {
         let (kind, device) = (self.hidden.kind(), self.hidden.device());
-        self.onednn = onednn && kind == Kind::Float && device == Device::Cpu;
+        self.onednn = rows.filter(|_| kind == Kind::Float && device == Device::Cpu);
         self
     }
 
