@@ -128,7 +128,7 @@ impl AdamW {
                 update.apply([&weights, &piece(&first)?, &piece(&second)?, &wide], decay)?;
                 let _ = own.shallow_clone().f_zero_()?;
                 if let Some(rounded) = &rounded {
-                    let _ = piece(rounded)?.f_copy_(&weights)?;
+                    piece(rounded)?.f_copy_(&weights)?;
                 }
             }
             if !gradient.is_contiguous() {
