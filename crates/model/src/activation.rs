@@ -53,4 +53,14 @@ impl Activation {
             Self::Relu => x.f_relu()?,
         })
     }
+
+    /// From the gradient of what came out to that of x.
+    pub(crate) fn backward(self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Silu => x.f_silu_backward(gradient)?,
+            Self::Gelu => x.f_gelu_backward(gradient, "none")?,
+            Self::GeluNew => x.f_gelu_backward(gradient, "tanh")?,
+            Self::Relu => x.f_threshold_backward(gradient, 0.0)?,
+        })
+    }
 }

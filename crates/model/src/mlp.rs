@@ -54,6 +54,24 @@ impl Mlp {
         })
     }
 
+    /// From the gradient of what [`Mlp::join`] gave to those of what the maps gave.
+    pub(crate) fn join_backward(&self, maps: &[Tensor], gradient: &Tensor) -> Result<Vec<Tensor>> {
+        let act = self.activation;
+        let gated = |gate: &Tensor, up: &Tensor| -> Result<[Tensor; 2]> {
+            let of_gate = act.backward(gate, &gradient.f_mul(up)?)?;
+            Ok([of_gate, act.apply(gate)?.f_mul_(gradient)?])
+        };
+        Ok(match (&self.inner, maps) {
+            (Inner::Gated { .. }, [gate, up]) => gated(gate, up)?.into(),
+            (Inner::FusedGate(_), [both]) => {
+                let width = both.size().last().copied().unwrap_or(0) / 2;
+                let parts = gated(&both.f_narrow(-1, 0, width)?, &both.f_narrow(-1, width, width)?)?;
+                vec![Tensor::f_cat(&parts, -1)?]
+            }
+            _ => vec![act.backward(&maps[0], gradient)?],
+        })
+    }
+
     /// Its linear maps.
     pub(crate) fn linear_maps(&mut self) -> Vec<&mut Linear> {
         let mut maps = match &mut self.inner {

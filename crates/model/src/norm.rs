@@ -2,6 +2,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::linear::gradient_of;
+use crate::logps::wide;
 use crate::{Params, Result};
 
 /// A norm with its weights, each `[D]`.
@@ -81,6 +83,47 @@ impl Norm {
                 Ok(x.f_layer_norm(weight.size(), Some(weight), Some(bias), *eps, false)?)
             }
         }
+    }
+}
+
+impl Norm {
+    /// Whether [`Norm::backward`] can take its way back.
+    pub(crate) fn goes_back(&self) -> bool {
+        matches!(self, Self::Rms { in_f32: false, .. })
+    }
+
+    /// From the gradient of what came out to that of x, both [.., D]; adds that of the weight. `None` where the way back is
+    /// left to autograd.
+    ///
+    /// With q = x / rms(x): the gradient of w is Σ g q over the rows, that of x is (g w - q mean(g w q)) / rms(x). In f32 or
+    /// wider, and rounded at the end.
+    pub(crate) fn backward(&self, x: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let Self::Rms {
+            weight,
+            eps,
+            in_f32: false,
+        } = self
+        else {
+            return Ok(None);
+        };
+        let (kind, width) = (x.f_kind()?, weight.numel() as i64);
+        let flat = |tensor: &Tensor| wide(tensor.f_reshape([-1, width])?);
+        let (states, gradient, own) = (flat(x)?, flat(gradient)?, wide(weight.f_detach()?)?);
+        let mut length = states.f_norm_scalaropt_dim(2.0, [-1].as_slice(), true)?;
+        let rms = length
+            .f_square_()?
+            .f_div_scalar_(width as f64)?
+            .f_add_scalar_(*eps)?
+            .f_sqrt_()?;
+        let quotient = states.f_div(&rms)?;
+        let product = gradient.f_mul(&quotient)?;
+        if let Some(mut into) = gradient_of(weight)? {
+            let sum = product.f_sum_dim_intlist([0i64].as_slice(), false, None)?;
+            let _ = into.f_add_(&sum.f_to_kind(into.f_kind()?)?)?;
+        }
+        let mean = product.f_mv(&own)?.f_div_scalar_(-(width as f64))?.f_unsqueeze(1)?;
+        let found = gradient.f_mul(&own)?.f_addcmul_(&quotient, &mean)?.f_div_(&rms)?;
+        Ok(Some(found.f_to_kind(kind)?.f_view(x.size().as_slice())?))
     }
 }
 

@@ -31,7 +31,7 @@ impl Param {
     }
 
     /// The f32 weights of which the leaf is the rounded copy: in bf16, and not of what lies below an adapter. An
-    /// optimiser updates those of what is trained and then calls [`Param::round`].
+    /// optimiser updates those of what is trained and then rounds them into the leaf ([`Param::rounded`], [`Param::round`]).
     pub fn master(&self) -> Option<&Tensor> {
         self.master.as_ref()
     }
@@ -55,6 +55,11 @@ impl Param {
         let sum = self.sum.borrow().as_ref().map(Tensor::shallow_clone);
         let own = self.value.f_grad()?;
         Ok(sum.or_else(|| own.defined().then_some(own)))
+    }
+
+    /// The leaf where it is the rounded copy of a master, for whoever updates the master.
+    pub fn rounded(&self) -> Option<&Tensor> {
+        self.master.as_ref().map(|_| &self.value)
     }
 
     /// Makes the leaf the rounded copy of its master again.

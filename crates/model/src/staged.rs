@@ -1,10 +1,12 @@
-//! A pass in stages: autograd within each, the linear maps between them by hand.
+//! A pass in stages: autograd within attention, closed forms in norms and feed-forward blocks, the linear maps between them by
+//! hand.
 
 use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::block::{Block, Way};
 use crate::linear;
+use crate::norm::Norm;
 use crate::products::Input;
 use crate::trunk::{Frame, Trunk};
 
@@ -58,7 +60,7 @@ impl<'a> Staged<'a> {
                 x = y;
             }
         }
-        let norm = Stage::run(&[&x], !blocks.is_empty() || ids.is_some(), |x| trunk.finish(&x[0]))?;
+        let norm = Stage::of_norm(&trunk.norm, &x, !blocks.is_empty() || ids.is_some())?;
         Ok(Self {
             trunk,
             states: norm.output()?.f_set_requires_grad(true)?,
@@ -94,7 +96,7 @@ impl<'a> Staged<'a> {
         drop(states);
         let _guard = tch::no_grad_guard();
         let first = trunk.n_blocks() - blocks.len();
-        let mut gradient = norm.backward(&gradient)?.remove(0);
+        let mut gradient = norm.norm_backward(&trunk.norm, &gradient)?;
         while let Some(kept) = blocks.pop() {
             let index = first + blocks.len();
             let at = (index, &frame);
@@ -127,15 +129,16 @@ impl StagedBlock {
     fn forward(trunk: &Trunk, x: &Tensor, at: (usize, &Frame), wanted: bool) -> Result<(Self, Tensor)> {
         let (block, way) = trunk.way(at.0, at.1);
         let Block { attention, mlp, .. } = block;
-        let first = Stage::run(&[x], wanted, |x| block.before_attention.forward(&x[0]))?;
+        let first = Stage::of_norm(&block.before_attention, x, wanted)?;
         let maps = linear::all(&attention.maps(), &first.input(way)?)?;
         let seen = Stage::run(&refs(&maps), true, |maps| {
             attention.seen(maps, way, |q, k, v| trunk.attend(at.0, q, k, v, &at.1.sights))
         })?;
         let x = way.wanted(x)?.f_add(&attention.out.of(&seen.input(way)?)?)?;
-        let second = Stage::run(&[&x], true, |x| block.before_mlp.forward(&x[0]))?;
+        let second = Stage::of_norm(&block.before_mlp, &x, true)?;
         let maps = linear::all(&mlp.maps(), &second.input(way)?)?;
-        let inner = Stage::run(&refs(&maps), true, |maps| mlp.join(maps))?;
+        let output = mlp.join(&maps)?;
+        let inner = Stage { inputs: maps, output };
         let y = x.f_add(&mlp.down.of(&inner.input(way)?)?)?;
         let kept = Self {
             wanted: wanted.then(|| first.inputs[0].size()),
@@ -152,12 +155,15 @@ impl StagedBlock {
         let (block, way) = trunk.way(at.0, at.1);
         let inner = block.mlp.down.backward(&self.mlp.input(way)?, gradient)?;
         let entered = self.before_mlp.input(way)?;
-        let middle = linear::backward(&block.mlp.maps(), &entered, &self.mlp.backward(&inner)?)?;
-        let middle = self.before_mlp.backward(&middle)?.remove(0).f_add_(gradient)?;
+        let joined = block.mlp.join_backward(&self.mlp.inputs, &inner)?;
+        drop(self.mlp);
+        let middle = linear::backward(&block.mlp.maps(), &entered, &joined)?;
+        let before = self.before_mlp.norm_backward(&block.before_mlp, &middle)?;
+        let middle = before.shallow_clone().f_add_(gradient)?;
         let seen = block.attention.out.backward(&self.attention.input(way)?, &middle)?;
         let entered = self.before_attention.input(way)?;
         let first = linear::backward(&block.attention.maps(), &entered, &self.attention.backward(&seen)?)?;
-        let mut first = self.before_attention.backward(&first)?.remove(0);
+        let mut first = self.before_attention.norm_backward(&block.before_attention, &first)?;
         let Some(size) = &self.wanted else {
             return Ok(first);
         };
@@ -176,7 +182,8 @@ fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
 }
 
-/// A piece of the computation under autograd, cut off from what is before and behind it.
+/// A piece of the computation, cut off from what is before and behind it. It goes back by autograd, or without a graph by a
+/// closed form.
 #[derive(Debug)]
 struct Stage {
     inputs: Vec<Tensor>,
@@ -190,6 +197,25 @@ impl Stage {
         let inputs = inputs.iter().map(leaf).collect::<Result<Vec<_>>>()?;
         let output = tch::with_grad(|| compute(&inputs))?;
         Ok(Self { inputs, output })
+    }
+
+    /// A norm of x, without a graph where it can do without.
+    fn of_norm(norm: &Norm, x: &Tensor, wanted: bool) -> Result<Self> {
+        match norm.goes_back() {
+            true => Ok(Self {
+                inputs: vec![x.f_detach()?],
+                output: norm.forward(x)?,
+            }),
+            false => Self::run(&[x], wanted, |x| norm.forward(&x[0])),
+        }
+    }
+
+    /// [`Stage::backward`] of such a stage.
+    fn norm_backward(self, norm: &Norm, gradient: &Tensor) -> Result<Tensor> {
+        match norm.backward(&self.inputs[0], gradient)? {
+            Some(found) => Ok(found),
+            None => Ok(self.backward(gradient)?.remove(0)),
+        }
     }
 
     /// What came out, without a graph.

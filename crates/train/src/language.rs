@@ -151,6 +151,10 @@ impl LanguageObjective {
             Some(ids) => op.with_candidates(ids)?,
             None => op,
         };
+        let op = match self.loss.top_rows(&rows)? {
+            Some(wanted) => op.with_top_rows(&wanted)?,
+            None => op,
+        };
         let fused = op.fused_loss(&*self.loss, &rows, counts, self.draws_of(piece, draws)?.as_ref())?;
         sums.add_loss(&fused.value.total, &fused.value.per_example)?;
         for (name, term) in &fused.value.terms {

@@ -116,6 +116,7 @@ impl AdamW {
             let kind = weights.f_kind()?;
             let flat = |tensor: &Tensor| tensor.f_view([-1]);
             let [weights, first, second] = [flat(weights)?, flat(&moments.first)?, flat(&moments.second)?];
+            let rounded = param.rounded().map(flat).transpose()?;
             // Of a gradient that is no plain array this is a copy.
             let gradients = gradient.f_reshape([-1])?;
             let n = weights.size()[0];
@@ -126,11 +127,13 @@ impl AdamW {
                 let wide = own.f_to_kind(kind)?;
                 update.apply([&weights, &piece(&first)?, &piece(&second)?, &wide], decay)?;
                 let _ = own.shallow_clone().f_zero_()?;
+                if let Some(rounded) = &rounded {
+                    piece(rounded)?.f_copy_(&weights)?;
+                }
             }
             if !gradient.is_contiguous() {
                 let _ = gradient.shallow_clone().f_zero_()?;
             }
-            param.round()?;
         }
         Ok(())
     }
@@ -221,11 +224,14 @@ pub fn grad_norm(params: &Params) -> Result<Tensor> {
     let mut norms = Vec::new();
     for param in params.trainable() {
         if let Some(gradient) = param.gradient()? {
-            let norm = match gradient.f_kind()? {
-                Kind::Float | Kind::Double => gradient.f_norm()?,
-                _ => gradient.f_norm_scalaropt_dtype(2.0, Kind::Float)?,
-            };
-            norms.push(norm.f_to_kind(Kind::Double)?);
+            if matches!(gradient.f_kind()?, Kind::Float | Kind::Double) {
+                norms.push(gradient.f_norm()?.f_to_kind(Kind::Double)?);
+                continue;
+            }
+            // libtorch widens a narrow tensor as a whole before it adds up.
+            for piece in gradient.f_reshape([-1])?.f_split(PIECE, 0)? {
+                norms.push(piece.f_to_kind(Kind::Float)?.f_norm()?.f_to_kind(Kind::Double)?);
+            }
         }
     }
     if norms.is_empty() {

@@ -13,8 +13,53 @@ pub(super) struct Gradients {
     /// `d/du · embedding`: of the states, were there no scale and no temperature.
     pub(super) hidden: Option<Tensor>,
     pub(super) embedding: Option<Tensor>,
+    /// What the embedding's gradient will be made of, where that is narrow.
+    pub(super) narrow: Narrow,
     /// Before the temperature.
     pub(super) bias: Option<Tensor>,
+}
+
+/// What makes a narrow gradient of the embedding: kept until the last chunk, so that it is summed up and rounded by one
+/// product instead of being widened and added once a chunk.
+#[derive(Debug, Default)]
+pub(super) struct Narrow {
+    /// Of the logits, room for every row [N, V]; the first rows are filled, as many as there are states.
+    logits: Option<Tensor>,
+    /// The states [n, D] of the rows that are filled.
+    states: Vec<Tensor>,
+    /// Tokens `[n]` and what is added to each one's row [n, D], in the kind that sums are taken in.
+    pub(super) rows: Vec<(Tensor, Tensor)>,
+}
+
+impl Narrow {
+    /// Keeps the gradients of logits [n, V] and the states [n, D] of these rows; gives the former in the kind of the states.
+    pub(super) fn keep(&mut self, dlogits: &Tensor, states: &Tensor, n_rows: i64) -> Result<Tensor> {
+        let filled: i64 = self.states.iter().map(|states| states.size()[0]).sum();
+        let (n, n_tokens) = dlogits.size2()?;
+        let all = match self.logits.take() {
+            Some(all) => all,
+            None => Tensor::f_empty([n_rows, n_tokens], (states.f_kind()?, states.device()))?,
+        };
+        let mut kept = all.f_narrow(0, filled, n)?;
+        kept.f_copy_(dlogits)?;
+        self.logits = Some(all);
+        self.states.push(states.shallow_clone());
+        Ok(kept)
+    }
+
+    /// Adds all of it to a gradient [V, D].
+    fn add_to(self, total: &mut Tensor) -> Result<()> {
+        if let Some(logits) = self.logits {
+            let states = Tensor::f_cat(&self.states, 0)?;
+            let logits = logits.f_narrow(0, 0, states.size()[0])?;
+            let _ = total.f_addmm_(&logits.f_tr()?, &states)?;
+        }
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let (ids, values): (Vec<Tensor>, Vec<Tensor>) = self.rows.into_iter().unzip();
+        add_rows(total, &Tensor::f_cat(&ids, 0)?, &Tensor::f_cat(&values, 0)?)
+    }
 }
 
 impl TokenOp {
@@ -96,6 +141,7 @@ impl TokenOp {
                 true => Some(self.known_gradient()?),
                 false => zeros(self.embedding.requires_grad(), &self.embedding.size())?,
             },
+            narrow: Narrow::default(),
             bias: zeros(affine(|a| &a.bias), &[])?,
         })
     }
@@ -109,8 +155,11 @@ impl TokenOp {
     }
 
     /// From the gradients with respect to what the product `u` is made of to those of what is trained.
-    pub(super) fn hand_on(&self, from: Gradients) -> Result<HandOn> {
+    pub(super) fn hand_on(&self, mut from: Gradients) -> Result<HandOn> {
         let wide = self.wide();
+        if let Some(embedding) = &mut from.embedding {
+            from.narrow.add_to(embedding)?;
+        }
         let mut found = Vec::new();
         if let Some(affine) = &self.affine {
             if let Some(hidden) = from.hidden.as_ref().filter(|_| affine.scale.requires_grad()) {
@@ -162,7 +211,11 @@ impl TokenOp {
                     add_rows(&mut hidden.f_narrow(0, first, n)?, &rows, &scaled(&embedding, &ids)?)?;
                 }
                 if let Some(total) = &mut into.embedding {
-                    add_rows(total, &ids, &self.slope(scaled(&own.hidden, &rows)?)?)?;
+                    let values = self.slope(scaled(&own.hidden, &rows)?)?;
+                    match self.adds_at_once() {
+                        true => into.narrow.rows.push((ids, values)),
+                        false => add_rows(total, &ids, &values)?,
+                    }
                 }
             }
         }
@@ -177,6 +230,6 @@ impl TokenOp {
 fn add_rows(total: &mut Tensor, ids: &Tensor, values: &Tensor) -> Result<()> {
     let (known, place) = ids.f_internal_unique(true, true)?;
     let sums = Tensor::f_embedding_dense_backward(values, &place, known.size()[0], -1, false)?;
-    let _ = total.f_index_add_(0, &known, &sums)?;
+    let _ = total.f_index_add_(0, &known, &sums.f_to_kind(total.f_kind()?)?)?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::TokenOp;
+use super::{KEPT_LOGITS, TokenOp};
 use crate::Result;
 
 /// What is trained, each with its gradient, on its way to autograd.
@@ -54,11 +54,21 @@ impl HandOn {
 }
 
 impl TokenOp {
-    /// Whether the embedding's gradient is added to the one that it has. In a narrow kind the sum over chunks would
-    /// lose too much.
+    /// Whether the embedding's gradient is added to the one that it has.
     pub(super) fn adds_in_place(&self) -> bool {
         let embedding = &self.embedding;
-        self.in_place && embedding.requires_grad() && embedding.is_leaf() && embedding.kind() == self.wide()
+        let asked = self.in_place && embedding.requires_grad() && embedding.is_leaf();
+        asked && (embedding.kind() == self.wide() || self.adds_at_once())
+    }
+
+    /// Whether that happens once, behind the last chunk: in a narrow kind a sum over chunks would lose too much. It takes the
+    /// gradients of all logits, which may be as many bytes as logits that are kept, or as a sum in f32 would be.
+    pub(super) fn adds_at_once(&self) -> bool {
+        let embedding = &self.embedding;
+        let asked = self.in_place && embedding.requires_grad() && embedding.is_leaf();
+        let narrow = embedding.kind() != self.wide() && self.affine.is_none() && self.temperature.is_none();
+        let (n, width) = (self.rows.len(), self.hidden.size()[1]);
+        asked && narrow && (n <= 2 * width || n * self.n_tokens() <= 2 * KEPT_LOGITS)
     }
 
     /// The gradient that the embedding has; zeros where it had none.

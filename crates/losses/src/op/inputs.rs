@@ -1,6 +1,6 @@
 //! What the op is given beside hidden states and embedding, and whether all of it fits together.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Needs, TokenOp};
 use crate::{Error, Result};
@@ -106,6 +106,31 @@ impl TokenOp {
         same_device("candidates", ids, &self.hidden)?;
         check_ids("candidates", ids, -1, v)?;
         self.rows.candidates = Some(ids.shallow_clone());
+        Ok(self)
+    }
+
+    /// Takes the largest logits ([`Needs::top_k`]) of some rows alone: those of the others are 0, with the first ids. For a
+    /// loss that reads them nowhere else, as [`TokenLoss::top_rows`](crate::token::TokenLoss::top_rows) says. Only on the
+    /// processor, where they cost a walk over the row; elsewhere the host would wait to learn which rows there are, and those
+    /// of all rows are taken.
+    ///
+    /// **Shapes**: `wanted` `[N]`, `bool`.
+    ///
+    /// **Errors**: [`Error::Input`] when it is not.
+    pub fn with_top_rows(mut self, wanted: &Tensor) -> Result<Self> {
+        let n = self.rows.len();
+        if wanted.size() != [n] || wanted.f_kind()? != Kind::Bool {
+            return Err(Error::input(
+                "rows of largest logits",
+                format!("[{n}] of Bool"),
+                format!("{:?} of {:?}", wanted.size(), wanted.f_kind()?),
+            ));
+        }
+        same_device("rows of largest logits", wanted, &self.hidden)?;
+        self.rows.top = match wanted.device() {
+            Device::Cpu => Some(wanted.shallow_clone()),
+            _ => None,
+        };
         Ok(self)
     }
 

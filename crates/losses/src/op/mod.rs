@@ -83,6 +83,7 @@ impl TokenOp {
             targets: targets.shallow_clone(),
             candidates: None,
             reference: None,
+            top: None,
         };
         Ok(TokenOp {
             hidden: hidden.shallow_clone(),
@@ -113,7 +114,8 @@ impl TokenOp {
     ///
     /// For a step that calls `backward` in any case: the embedding's gradient is then there after
     /// [`fused`](TokenOp::fused) or [`surrogate`](TokenOp::surrogate), also when an error stops them half way. Changes
-    /// nothing where the embedding is not a parameter itself, or narrower than the kind that sums are taken in.
+    /// nothing where the embedding is not a parameter itself. Where it is narrower than the kind that sums are taken in, the
+    /// gradient is made by one product behind the last chunk, unless scale, temperature or too many rows are in the way.
     #[must_use]
     pub fn with_gradient_in_place(mut self) -> Self {
         self.in_place = true;

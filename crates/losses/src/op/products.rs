@@ -21,14 +21,18 @@ impl TokenOp {
     /// Adds the gradients that come with `dlogits` `[n, V]`, those of the products of the rows `at`.
     pub(super) fn add_products(&self, into: &mut Gradients, at: &Pick, rows: &Rows, dlogits: &Tensor) -> Result<()> {
         let kind = self.hidden.kind();
-        let dlogits = dlogits.f_to_kind(kind)?;
+        let at_once = self.adds_at_once();
+        let dlogits = match at_once {
+            true => into.narrow.keep(dlogits, &rows.hidden, self.rows.len())?,
+            false => dlogits.f_to_kind(kind)?,
+        };
         if let Some(more) = self.onednn {
             return self.add_by_onednn(into, at, rows, (&packed(&dlogits, more)?, more));
         }
         if let Some(hidden) = &mut into.hidden {
             at.add_to(hidden, &dlogits.f_mm(&self.embedding)?.f_to_kind(self.wide())?)?;
         }
-        if let Some(embedding) = &mut into.embedding {
+        if let Some(embedding) = into.embedding.as_mut().filter(|_| !at_once) {
             let transposed = dlogits.f_tr()?;
             // In place where the kinds agree; a narrow product is widened before it is added.
             let _ = match kind == self.wide() {

@@ -98,7 +98,7 @@ impl TokenOp {
             stats.target_logit = Some(flat(&target_logit)?);
         }
         if needs.top_k > 0 {
-            let (top_logits, top_ids) = logits.f_topk(needs.top_k as i64, -1, true, true)?;
+            let (top_logits, top_ids) = self.largest(rows, logits)?;
             (stats.top_logits, stats.top_ids) = (Some(top_logits), Some(top_ids));
         }
         if needs.log_sum_exp {
@@ -127,6 +127,29 @@ impl TokenOp {
         }
         self.complements(rows, logits, &softmax, &mut stats)?;
         Ok((stats, softmax))
+    }
+
+    /// The largest logits `[n, k]` of the rows that want them, and their tokens.
+    fn largest(&self, rows: &Rows, logits: &Tensor) -> Result<(Tensor, Tensor)> {
+        let k = self.needs.top_k as i64;
+        let of = |logits: &Tensor| logits.f_topk(k, -1, true, true);
+        let Some(wanted) = &rows.top else {
+            return Ok(of(logits)?);
+        };
+        let n = rows.len();
+        let found = Tensor::f_zeros([n, k], (logits.f_kind()?, logits.device()))?;
+        let ids = Tensor::f_arange(k, (Kind::Int64, logits.device()))?.f_repeat([n, 1])?;
+        match Pick::used(wanted)? {
+            None => Ok((found, ids)),
+            Some(Pick::Range(..)) => Ok(of(logits)?),
+            Some(Pick::Index(index)) => {
+                let (logits, tokens) = of(&logits.f_index_select(0, &index)?)?;
+                Ok((
+                    found.f_index_copy(0, &index, &logits)?,
+                    ids.f_index_copy(0, &index, &tokens)?,
+                ))
+            }
+        }
     }
 
     /// Candidates' logits, and `log(1 − p)` of targets and candidates.

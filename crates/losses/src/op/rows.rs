@@ -15,6 +15,8 @@ pub(super) struct Rows {
     pub(super) candidates: Option<Tensor>,
     /// `[n, D']` the reference's states.
     pub(super) reference: Option<Tensor>,
+    /// `[n]` where the largest logits are wanted; everywhere without it.
+    pub(super) top: Option<Tensor>,
 }
 
 /// A choice of rows.
@@ -101,6 +103,7 @@ impl Rows {
             targets: pick.of(&self.targets)?,
             candidates: pick.of_some(&self.candidates)?,
             reference: pick.of_some(&self.reference)?,
+            top: pick.of_some(&self.top)?,
         })
     }
 

@@ -118,6 +118,19 @@ impl Cringe {
             contrasted(counts.negative, counts.negative_eos),
         )
     }
+
+    /// `[N]` the rows that are contrasted.
+    fn contrasted_rows(&self, rows: &TokenRows) -> Result<Tensor> {
+        let negative = rows.label.f_eq(0)?;
+        let either = match self.contrast_on_positives {
+            true => negative.f_logical_or(&rows.label.f_eq(1)?)?,
+            false => negative,
+        };
+        Ok(match self.count_eos {
+            true => either,
+            false => either.f_logical_and(&rows.is_eos.f_logical_not()?)?,
+        })
+    }
 }
 
 /// What [`contrast`] reads from the op.
@@ -227,6 +240,10 @@ impl TokenLoss for Cringe {
         1
     }
 
+    fn top_rows(&self, rows: &TokenRows) -> Result<Option<Tensor>> {
+        self.contrasted_rows(rows).map(Some)
+    }
+
     fn rows_trained(&self, counts: &TokenCounts) -> f64 {
         let (positive, negative) = self.contrasted(counts);
         let positive = if self.ce_on_positives {
@@ -250,19 +267,12 @@ impl TokenLoss for Cringe {
     ) -> Result<LossValue> {
         let n = self.rows_trained(counts);
         let (n_likelihood, n_contrast) = self.parts(counts);
-        let (positive, negative) = (rows.label.f_eq(1)?, rows.label.f_eq(0)?);
+        let positive = rows.label.f_eq(1)?;
         let likely = match self.ce_on_positives {
             true => rows.label.f_ne(0)?,
             false => rows.label.f_eq(-1)?,
         };
-        let either = match self.contrast_on_positives {
-            true => negative.f_logical_or(&positive)?,
-            false => negative,
-        };
-        let contrasted = match self.count_eos {
-            true => either,
-            false => either.f_logical_and(&rows.is_eos.f_logical_not()?)?,
-        };
+        let contrasted = self.contrasted_rows(rows)?;
         let nll = stats.logp.f_neg()?;
         let contrast = contrast(stats, self.k, self.detach_positives, Some(&positive), draws)?;
         let values = select(&nll, &likely)?.f_add(&select(&contrast, &contrasted)?.f_mul_scalar(self.alpha)?)?;

@@ -83,6 +83,15 @@ pub trait TokenLoss: Described {
         None
     }
 
+    /// `[N]` the only rows whose largest logits it reads, for [`TokenOp::with_top_rows`](crate::TokenOp::with_top_rows);
+    /// `None` where it reads those of all rows, or of none.
+    ///
+    /// **Errors**: only libtorch's.
+    fn top_rows(&self, rows: &TokenRows) -> Result<Option<Tensor>> {
+        let _ = rows;
+        Ok(None)
+    }
+
     /// How many of the rows it trains at all; zero means that it cannot learn from such a batch. Of the counts it reads
     /// those of rows, not the weights.
     fn rows_trained(&self, counts: &TokenCounts) -> f64;

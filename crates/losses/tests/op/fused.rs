@@ -12,15 +12,24 @@ use crate::{ALL, columns};
 
 #[test]
 fn the_one_pass_equals_the_two_for_every_token_loss() {
-    let mut compared = 0;
+    let (mut compared, mut chosen) = (0, 0);
     for loss in Loss::samples() {
         let made = Made::new(9, &[3, 4, 2, 1, 5], &[1, 0, -1, 0, 1], 6, 17);
         let two = made.through_op(&loss, &made.counts(), None);
         let (rows, draws) = (made.rows_for(&loss), made.draws());
         let counts = made.weighted(&loss, &made.counts());
-        for chunk in [1, 4, 15] {
+        let top_rows = loss.top_rows(&rows).unwrap();
+        for (chunk, choose) in [1, 4, 15].into_iter().flat_map(|chunk| [(chunk, false), (chunk, true)]) {
             let [hidden, embedding] = [&made.hidden, &made.embedding].map(|t| t.detach().set_requires_grad(true));
             let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(chunk);
+            let op = match &top_rows {
+                Some(wanted) if choose => {
+                    chosen += 1;
+                    op.with_top_rows(wanted).unwrap()
+                }
+                _ if choose => continue,
+                _ => op,
+            };
             let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             assert!(!fused.value.total.requires_grad() && !fused.stats.logp.requires_grad());
             fused.backward().unwrap();
@@ -50,7 +59,62 @@ fn the_one_pass_equals_the_two_for_every_token_loss() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 3 * Loss::samples().len());
+    assert_eq!(compared, 3 * Loss::samples().len() + chosen);
+    // CRINGE with its switches reads those of some rows.
+    assert_eq!(chosen, 3 * 5);
+    let made = Made::new(9, &[3], &[0], 6, 17);
+    let (hidden, embedding, targets) = (&made.hidden, &made.embedding, Tensor::from_slice(&made.targets));
+    let op = || TokenOp::new(hidden, embedding, &targets, &Cringe::new(1.0, 2).needs()).unwrap();
+    for wrong in [Tensor::from_slice(&[true]), Tensor::from_slice(&[1i64, 0, 1])] {
+        assert!(op().with_top_rows(&wrong).is_err());
+    }
+    // Only those are taken, and are those of all rows.
+    let all = op().forward().unwrap();
+    let some = op().with_top_rows(&Tensor::from_slice(&[true, false, true])).unwrap();
+    let some = some.forward().unwrap();
+    for (at, found) in [(0, true), (1, false), (2, true)] {
+        let [all, some] = [&all, &some].map(|stats| stats.top_logits.as_ref().unwrap().get(at));
+        let expected = if found { all } else { all.zeros_like() };
+        assert!(difference(&some, &expected) < 1e-15);
+    }
+}
+
+/// What a narrow embedding collects in place comes from one product: it is as good as one rounding, whatever the chunks.
+#[test]
+fn a_narrow_gradient_is_rounded_once() {
+    let made = Made::new(4, &[20, 21], &[1, 0], 8, 11);
+    let narrow = |t: &Tensor| t.detach().to_kind(Kind::BFloat16);
+    let targets = Tensor::from_slice(&made.targets);
+    let known = |t: &Tensor| narrow(t).to_kind(Kind::Double).set_requires_grad(true);
+    let (hidden, embedding) = (known(&made.hidden), known(&made.embedding));
+    let logits = hidden.matmul(&embedding.tr());
+    let at = |t: &Tensor| t.gather(1, &targets.unsqueeze(1), false).sum(Kind::Double);
+    (at(&logits.log_softmax(-1, None)) + at(&logits) * 0.5).backward();
+    let size = embedding.grad().abs().max().double_value(&[]);
+    let needs = Needs {
+        target_logit: true,
+        ..Needs::default()
+    };
+    for chunk in [1, 7, 41] {
+        let [hidden, own] = [&made.hidden, &made.embedding].map(|t| narrow(t).set_requires_grad(true));
+        for times in [1.0, 2.0] {
+            let op = TokenOp::new(&hidden, &own, &targets, &needs).unwrap();
+            let op = op.with_chunk_rows(chunk).with_gradient_in_place();
+            let fused = op.fused(|stats, _| {
+                let total = stats.logp.sum(Kind::Float) + stats.target_logit.as_ref().unwrap().sum(Kind::Float) * 0.5;
+                Ok(LossValue {
+                    per_example: total.detach().view([1]),
+                    total,
+                    terms: Vec::new(),
+                })
+            });
+            fused.unwrap().backward().unwrap();
+            assert_eq!(own.grad().kind(), Kind::BFloat16);
+            let found = own.grad().to_kind(Kind::Double) / times;
+            let off = difference(&found, &embedding.grad());
+            assert!(off < 0.01 * size, "{chunk}, {times}: {off} of {size}");
+        }
+    }
 }
 
 /// A loss may leave chunks out, and gradients come on top of those that are there, on every path.
