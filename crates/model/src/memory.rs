@@ -17,11 +17,20 @@ pub fn kept_pages() -> Option<(&'static str, &'static str)> {
     applies.then_some((VARIABLE, SETTINGS))
 }
 
+/// Whether that is not a program but the loader (`ld-linux-x86-64.so.2 unsay run …`), to which the arguments would be others.
+#[cfg(unix)]
+fn is_loader(program: &std::path::Path) -> bool {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("ld-") || name.starts_with("ld.so") || name.starts_with("ld64.so")
+}
+
 /// Starts this program anew in this very process with the same arguments and [`kept_pages`]. Returns where there is
 /// nothing to set, and where the system does not let it: nothing but time depends on it.
 pub fn restart_with_kept_pages() {
     #[cfg(unix)]
-    if let (Some((name, value)), Ok(program)) = (kept_pages(), std::env::current_exe()) {
+    if let (Some((name, value)), Ok(program)) = (kept_pages(), std::env::current_exe())
+        && !is_loader(&program)
+    {
         use std::os::unix::process::CommandExt;
 
         let mut arguments = std::env::args_os();
@@ -29,5 +38,25 @@ pub fn restart_with_kept_pages() {
         let mut command = std::process::Command::new(program);
         // Comes back only where it failed.
         let _ = command.env(name, value).arg0(first).args(arguments).exec();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_the_loader_was_asked_for_is_not_restarted() {
+        for loader in [
+            "/lib64/ld-linux-x86-64.so.2",
+            "/lib/ld-2.31.so",
+            "/usr/bin/ld.so",
+            "/lib64/ld64.so.2",
+        ] {
+            assert!(is_loader(loader.as_ref()), "{loader}");
+        }
+        for program in ["/usr/bin/unsay", "/opt/ld/unsay", "/tmp/unsay (deleted)"] {
+            assert!(!is_loader(program.as_ref()), "{program}");
+        }
     }
 }
