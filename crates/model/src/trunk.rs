@@ -216,6 +216,11 @@ impl Trunk {
         Staged::new(self, states, n_frozen, (frame, replay), None)
     }
 
+    /// Whether sequences can lie end to end, as [`Trunk::hidden_branched`] takes them.
+    pub fn takes_branches(&self) -> bool {
+        !self.like_transformers.eager
+    }
+
     /// Final states [1, N, D] of sequences that share their beginnings, `ids` `[N]` (Int64) end to end, or of some `rows` of
     /// these tokens [R, D]; see [`Trunk::hidden_at`]. Each token's are those that [`Trunk::hidden`] gives it in a row with
     /// prompt and branch alone.
@@ -275,7 +280,7 @@ impl Trunk {
                 format!("{size:?}"),
             ));
         }
-        if self.like_transformers.eager {
+        if !self.takes_branches() {
             let expected = "attention by blocks";
             return Err(Error::input(
                 "attention of branches",

@@ -76,16 +76,14 @@ impl ClassifierObjective {
     }
 
     fn micro(&self, places: &[Place], batch: &Batch, whole: &Whole, train: bool, sums: &mut Sums) -> Result<()> {
-        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
         let ends = batch.lengths.iter().enumerate();
         let ends: Vec<i64> = ends
             .map(|(row, length)| (row * batch.width) as i64 + length - 1)
             .collect();
-        let ends = Tensor::f_from_slice(&ends)?;
         let pass = self
             .learner
             .pass
-            .forward(self.learner.trunk(), (&ids, places), &ends, train)?;
+            .forward(self.learner.trunk(), (batch, places), &ends, train)?;
         let logits = self.learner.model.score_states(pass.states())?;
         let labels: Vec<f32> = batch.labels.iter().map(|&label| f32::from(label)).collect();
         let target = Tensor::f_from_slice(&labels)?

@@ -124,13 +124,12 @@ impl LanguageObjective {
     fn micro(&self, piece: &Piece, counts: &TokenCounts, draws: &[f32], train: bool, sums: &mut Sums) -> Result<()> {
         let batch = &piece.batch;
         let to_device = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_to_device(self.device)?);
-        // The model checks the ids before they leave the host.
-        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
-        let rows = Tensor::f_from_slice(&batch.rows.position)?;
-        let pass = self
-            .learner
-            .pass
-            .forward(self.learner.trunk(), (&ids, &piece.places), &rows, train)?;
+        let pass = self.learner.pass.forward(
+            self.learner.trunk(),
+            (batch, &piece.places),
+            &batch.rows.position,
+            train,
+        )?;
         let embedding = self.learner.model.output_embedding();
         let op = TokenOp::new(
             pass.states(),

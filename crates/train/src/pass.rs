@@ -1,12 +1,16 @@
 //! How a micro-batch goes through the trunk: from its tokens or from states made before, with activations kept or not.
 
 use tch::{Device, Tensor};
+use unsay_data::Batch;
 use unsay_model::{Branches, Params, Staged, Trunk};
 
 use crate::error::Result;
 use crate::examples::{Examples, Place};
 use crate::prefix_states::PrefixStates;
 use crate::settings::Settings;
+
+/// One part in so many of what goes through the model must be padding for a batch to be laid end to end.
+const WORTH: i64 = 10;
 
 /// What the passes of one run have in common.
 #[derive(Debug, Default)]
@@ -84,26 +88,44 @@ impl Pass {
         })
     }
 
-    /// Final states at `rows` `[N]`, flat positions in right-padded ids [B, T], the examples at `places`.
+    /// Final states at `rows`, flat positions in the batch as it is padded, the examples at `places`.
     pub(crate) fn forward<'a>(
         &self,
         trunk: &'a Trunk,
-        (ids, places): (&Tensor, &[Place]),
-        rows: &Tensor,
+        (batch, places): (&Batch, &[Place]),
+        rows: &[i64],
         train: bool,
     ) -> Result<Forward<'a>> {
-        let staged = self.staged(trunk, train);
-        let (rows_of, replay) = (Some(rows), self.replay);
-        let Some(files) = &self.prefix else {
-            return Ok(match staged {
-                true => Forward::Staged(Box::new(trunk.hidden_staged(ids, self.n_frozen, rows_of, replay)?)),
-                false => Forward::Plain(trunk.hidden_at(ids, rows)?),
+        if let Some(files) = &self.prefix {
+            let (states, n_frozen) = read(files, places)?;
+            let rows = Some(&Tensor::f_from_slice(rows)?);
+            return Ok(match self.staged(trunk, train) {
+                true => Forward::Staged(Box::new(trunk.hidden_above_staged(
+                    &states,
+                    n_frozen,
+                    rows,
+                    self.replay,
+                )?)),
+                false => Forward::Plain(trunk.hidden_above(&states, n_frozen, rows)?),
             });
-        };
-        let (states, n_frozen) = read(files, places)?;
-        Ok(match staged {
-            true => Forward::Staged(Box::new(trunk.hidden_above_staged(&states, n_frozen, rows_of, replay)?)),
-            false => Forward::Plain(trunk.hidden_above(&states, n_frozen, rows_of)?),
+        }
+        if trunk.takes_branches()
+            && let Some(EndToEnd { ids, branches, rows }) = EndToEnd::of(batch, rows)?
+        {
+            let (ids, rows) = (Tensor::f_from_slice(&ids)?, Tensor::f_from_slice(&rows)?);
+            return self.branched(trunk, (&ids, &branches), &rows, train);
+        }
+        // The model checks the ids before they leave the host.
+        let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
+        let rows = Tensor::f_from_slice(rows)?;
+        Ok(match self.staged(trunk, train) {
+            true => Forward::Staged(Box::new(trunk.hidden_staged(
+                &ids,
+                self.n_frozen,
+                Some(&rows),
+                self.replay,
+            )?)),
+            false => Forward::Plain(trunk.hidden_at(&ids, &rows)?),
         })
     }
 
@@ -136,6 +158,40 @@ impl Pass {
     pub(crate) fn describe(&self) -> String {
         let files = self.prefix.iter().flatten();
         files.map(|states| format!(" above {}", states.describe())).collect()
+    }
+}
+
+/// A batch without its padding: only attention pads what it takes apart. States are the same but for rounding.
+#[derive(Debug)]
+struct EndToEnd {
+    ids: Vec<i64>,
+    branches: Branches,
+    /// Where the wanted rows are.
+    rows: Vec<i64>,
+}
+
+impl EndToEnd {
+    /// Of a batch that is padded enough for the look-ups of attention to cost less than the padding.
+    fn of(batch: &Batch, rows: &[i64]) -> Result<Option<Self>> {
+        let n_real: i64 = batch.lengths.iter().sum();
+        let n_padded = batch.ids.len() as i64 - n_real;
+        if n_padded * WORTH < batch.ids.len() as i64 {
+            return Ok(None);
+        }
+        let (mut ids, mut branches) = (Vec::with_capacity(n_real as usize), Branches::default());
+        let mut starts = Vec::with_capacity(batch.n_examples);
+        for (padded, &length) in batch.ids.chunks(batch.width.max(1)).zip(&batch.lengths) {
+            starts.push(ids.len() as i64);
+            ids.extend(&padded[..length as usize]);
+            branches.push(length as usize, &[])?;
+        }
+        let width = batch.width as i64;
+        let moved = rows.iter().map(|row| starts[(row / width) as usize] + row % width);
+        Ok(Some(Self {
+            rows: moved.collect(),
+            ids,
+            branches,
+        }))
     }
 }
 
