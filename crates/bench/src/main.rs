@@ -1,10 +1,12 @@
 //! `unsay-bench`: the same weights, data and threads through this project and through the Python stack, by turns.
 
 mod cases;
+mod checks;
 mod driver;
 mod growth;
 mod material;
 mod ours;
+mod outcome;
 mod page;
 mod process;
 mod protocol;
@@ -21,7 +23,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cases::Case;
-use crate::driver::{Alone, Options, Outcome};
+use crate::driver::{Alone, Options};
+use crate::outcome::Outcome;
 use crate::protocol::Hello;
 use crate::results::{Environment, Results};
 use crate::worker::Programs;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::driver::{Check, Cost, Outcome, Ratio};
+use crate::outcome::{Check, Cost, Outcome, Ratio};
 use crate::results::{Environment, Results};
 use crate::statistics::Median;
 
@@ -266,8 +266,8 @@ fn environment(environment: &Environment, results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::Limit;
     use crate::growth::Point;
+    use crate::outcome::Limit;
     use crate::statistics::with_interval;
 
     fn cost(who: &str, way: &str, secs: f64) -> Cost {

@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::driver::Outcome;
 use crate::growth::Point;
+use crate::outcome::Outcome;
 use crate::page;
 use crate::protocol::Hello;
 

@@ -13,8 +13,9 @@ use unsay_data::testbed::safety::{Split, World};
 use unsay_data::{Tokenizer, stream, write_examples};
 
 use crate::cases::Model;
-use crate::driver::{Alone, Cost, Limit, Options, Outcome, Ratio};
+use crate::driver::{Alone, Options};
 use crate::material::{Role, SEED, model_folder};
+use crate::outcome::{Cost, Limit, Outcome, Ratio};
 use crate::process;
 use crate::statistics::{median, with_interval};
 
