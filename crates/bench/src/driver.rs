@@ -147,14 +147,13 @@ fn player(case: &Case, side: &Side, options: &Options, data: &Path, own: &Path) 
         batch: case.batch,
         numbers: case.numbers(),
     };
-    let log = || format!("what it wrote last:\n{}", crate::worker::tail(&own.join("stderr")));
-    let loaded = worker.load(work).with_context(log)?;
+    let loaded = worker.load(work)?;
     let warm_up = if matches!(case.task, Task::Greedy | Task::Sample) {
         1
     } else {
         CHECKED
     };
-    let first = worker.run(warm_up).with_context(log)?;
+    let first = worker.run(warm_up)?;
     Ok(Player {
         side: side.clone(),
         worker,
@@ -199,7 +198,7 @@ fn cost(player: &Player) -> Cost {
         tokens: mean(player.turns.iter().map(tokens)),
         tokens_per_sec: median(&speeds),
         peak_mib: peak(player),
-        peak_above_mib: peak(player) - player.worker.hello.rss_mib,
+        peak_above_mib: Some(peak(player) - player.worker.hello.rss_mib),
         turns,
     }
 }
@@ -224,7 +223,7 @@ fn ratios(case: &Case, players: &[Player]) -> Vec<Ratio> {
             ratio: with_interval(&turns),
             goal: comparison.goal,
             memory: peak(ours) / peak(theirs),
-            memory_above: (peak(ours) - ours.worker.hello.rss_mib) / (peak(theirs) - theirs.worker.hello.rss_mib),
+            memory_above: Some((peak(ours) - ours.worker.hello.rss_mib) / (peak(theirs) - theirs.worker.hello.rss_mib)),
         })
     };
     case.comparisons.iter().filter_map(one).collect()
@@ -310,7 +309,7 @@ done
         assert!((ratio.ratio.value - 1.5).abs() < 1e-12 && ratio.ratio.n == 3);
         assert!((ratio.memory - 1.0).abs() < 1e-12);
         let cost = &outcome.sides[1];
-        assert!((cost.tokens_per_sec - 1024.0 / 0.75).abs() < 1e-9 && (cost.peak_above_mib - 200.0).abs() < 1e-9);
+        assert!((cost.tokens_per_sec - 1024.0 / 0.75).abs() < 1e-9 && cost.peak_above_mib == Some(200.0));
         assert_eq!(outcome.checks.len(), 3, "the losses of three steps");
     }
 

@@ -57,8 +57,8 @@ pub(crate) struct Cost {
     pub(crate) tokens_per_sec: f64,
     /// The most memory that the process ever had, in MiB.
     pub(crate) peak_mib: f64,
-    /// The same beyond what it had when its libraries were loaded.
-    pub(crate) peak_above_mib: f64,
+    /// The same beyond what it had when its libraries were loaded; of whole programs not known.
+    pub(crate) peak_above_mib: Option<f64>,
 }
 
 /// A ratio and what was wanted of it.
@@ -75,7 +75,7 @@ pub(crate) struct Ratio {
     /// Our peak of memory over theirs.
     pub(crate) memory: f64,
     /// The same beyond loaded libraries.
-    pub(crate) memory_above: f64,
+    pub(crate) memory_above: Option<f64>,
 }
 
 /// Two numbers that have to be equal.

@@ -280,7 +280,7 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
         tokens,
         tokens_per_sec: tokens / median(&secs(side)),
         peak_mib: peak(side),
-        peak_above_mib: peak(side),
+        peak_above_mib: None,
     };
     let sides = (0..2).filter(|&side| !runs[side].is_empty()).map(cost).collect();
     let turns: Vec<f64> = runs[0].iter().zip(&runs[1]).map(|(x, y)| y.secs / x.secs).collect();
@@ -290,7 +290,7 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
         ratio: with_interval(&turns),
         goal: None,
         memory: peak(0) / peak(1),
-        memory_above: peak(0) / peak(1),
+        memory_above: None,
     };
     Outcome {
         name: name.to_owned(),
