@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the private Python environment of the peers, once, and prints its python. It lies in the user's cache folder under the
-# sum of its requirements, so that another list of them is another environment. Needs python3 (3.10 or newer) with venv and pip,
+# sum of its requirements, so that another list of them is another environment. Needs python3 (3.11 or newer) with venv and pip,
 # and 7 GB: the torch of PyPI is the libtorch that ./setup.sh installs, and wants its CUDA libraries beside it even to
 # compute on a processor alone.
 set -euo pipefail
@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 say() { printf 'peers: %s\n' "$*" >&2; }
 fail() { printf 'peers: error: %s\n' "$*" >&2; exit 1; }
 
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || fail "no python3 of version 3.10 or newer found"
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || fail "no python3 of version 3.11 or newer found"
 sum=$(python3 -c 'import hashlib; print(hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest()[:12])')
 version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 cache=${XDG_CACHE_HOME:-${HOME:?neither XDG_CACHE_HOME nor HOME is set}/.cache}/unsay

@@ -122,6 +122,7 @@ class Pairs:
             args=DPOConfig(
                 beta=work["numbers"]["beta"],
                 precompute_ref_log_probs="precomputed" in self.way,
+                use_logits_to_keep="completion_logits" in self.way,
                 precompute_ref_batch_size=work["batch"],
                 **settings,
             ),

@@ -62,7 +62,8 @@ pub(crate) struct Side {
     /// How it works: words joined by `+`.
     ///
     /// Precision: `fp32`; `bf16`, ours with masters in f32, theirs with nothing but bf16; `autocast`, theirs with weights in f32
-    /// and `torch.autocast`. Of DPO: `precomputed`, the reference's log-probs were made before the first step.
+    /// and `torch.autocast`. Of DPO: `precomputed`, the reference's log-probs were made before the first step;
+    /// `completion_logits`, TRL makes logits of completions alone, as we always do.
     pub(crate) way: String,
 }
 
@@ -183,12 +184,15 @@ fn training(task: Task, name: &str) -> Vec<Case> {
             };
             let mut ways = vec![(ours.to_owned(), theirs.to_owned(), goal)];
             if task == Task::Dpo {
-                // The store keeps the reference's log-probs; TRL can be asked to.
-                ways = vec![(format!("{ours}+precomputed"), theirs.to_owned(), goal)];
+                // As either does by itself; as fast as TRL's settings make it; with the reference in every step.
+                let (made, best) = ("+precomputed", "+precomputed+completion_logits");
+                ways = vec![
+                    (format!("{ours}{made}"), theirs.to_owned(), goal),
+                    (format!("{ours}{made}"), format!("{theirs}{best}"), goal),
+                ];
                 // Four workers of a larger model would want 20 GB.
                 if model == Model::Small {
-                    ways.push((format!("{ours}+precomputed"), format!("{theirs}+precomputed"), None));
-                    ways.push((ours.to_owned(), theirs.to_owned(), None));
+                    ways.push((ours.to_owned(), theirs.to_owned(), goal));
                 }
             } else if narrow {
                 ways.push((ours.to_owned(), "bf16".to_owned(), None));
@@ -302,7 +306,7 @@ mod tests {
                 n += 1;
             }
         }
-        assert_eq!(n, 46);
+        assert_eq!(n, 48);
     }
 
     #[test]

@@ -3,114 +3,18 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
 
-use crate::cases::{Case, Side};
+use crate::cases::{Case, Comparison, Side};
+use crate::checks::check;
 use crate::material::{CHECKED, Material, Role, model_folder};
+use crate::outcome::{Check, Cost, Outcome, Ratio};
 use crate::protocol::{Hello, Loaded, Ran, Task, Work};
-use crate::statistics::{Median, median, with_interval};
+use crate::statistics::{median, with_interval};
 use crate::worker::{Programs, Worker};
 
 /// Between turns: threads of libgomp that wait for more work sleep by then.
 const PAUSE: Duration = Duration::from_millis(40);
-/// How far first losses may be apart, relative to the larger of 1 and theirs.
-const NEAR_FP32: f64 = 1e-4;
-/// The same where products are rounded to bf16, and each side rounds in places of its own.
-const NEAR_BF16: f64 = 2e-2;
-/// How far sums over the weights may be apart, relative to the sum of absolute values.
-const NEAR_WEIGHTS: f64 = 1e-9;
-/// The same where one side holds nothing but bf16.
-const NEAR_ROUNDED: f64 = 1e-3;
-
-/// What a case came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Outcome {
-    /// The case.
-    pub(crate) name: String,
-    /// What it is, in words.
-    pub(crate) about: String,
-    /// The commit of the project.
-    pub(crate) commit: String,
-    /// Steps in a turn.
-    pub(crate) steps: usize,
-    /// Turns of each side.
-    pub(crate) rounds: usize,
-    /// What each side took.
-    pub(crate) sides: Vec<Cost>,
-    /// What was seen to be equal before time was taken, and how nearly.
-    pub(crate) checks: Vec<Check>,
-    /// Ratios.
-    pub(crate) ratios: Vec<Ratio>,
-    /// What must not be exceeded.
-    pub(crate) limits: Vec<Limit>,
-}
-
-/// A figure of ours that must not exceed another.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Limit {
-    /// What it is, with its unit.
-    pub(crate) what: String,
-    /// The figure.
-    pub(crate) value: Median,
-    /// At most so much is wanted.
-    pub(crate) at_most: f64,
-}
-
-/// What a side took.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Cost {
-    /// `unsay` or `python`.
-    pub(crate) who: String,
-    /// How it worked: see [`Side::way`].
-    pub(crate) way: String,
-    /// Seconds of a step, over turns.
-    pub(crate) secs: Median,
-    /// Seconds of a step in each turn.
-    pub(crate) turns: Vec<f64>,
-    /// Seconds of processors per step, the median over turns; of whole programs not known.
-    pub(crate) cpu_secs: Option<f64>,
-    /// Tokens per step, the mean over turns.
-    pub(crate) tokens: f64,
-    /// Tokens per second, the median over turns.
-    pub(crate) tokens_per_sec: f64,
-    /// The most memory that the process ever had, in MiB.
-    pub(crate) peak_mib: f64,
-    /// The same beyond what it had when its libraries were loaded.
-    pub(crate) peak_above_mib: f64,
-}
-
-/// A ratio and what was wanted of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ratio {
-    /// Our way.
-    pub(crate) ours: String,
-    /// Their way.
-    pub(crate) theirs: String,
-    /// Our tokens per second over theirs, turn by turn.
-    pub(crate) ratio: Median,
-    /// At least so much is wanted.
-    pub(crate) goal: Option<f64>,
-    /// Our peak of memory over theirs.
-    pub(crate) memory: f64,
-    /// The same beyond loaded libraries.
-    pub(crate) memory_above: f64,
-}
-
-/// Two numbers that have to be equal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Check {
-    /// What they are.
-    pub(crate) what: String,
-    /// Our way.
-    pub(crate) ours_way: String,
-    /// Their way.
-    pub(crate) theirs_way: String,
-    /// Ours.
-    pub(crate) ours: f64,
-    /// Theirs.
-    pub(crate) theirs: f64,
-}
 
 /// How to run a case.
 #[derive(Debug, Clone)]
@@ -137,16 +41,18 @@ pub(crate) enum Alone {
 }
 
 /// A worker with what it said.
-struct Player {
-    side: Side,
-    worker: Worker,
-    loaded: Loaded,
-    first: Ran,
+#[derive(Debug)]
+pub(crate) struct Player {
+    pub(crate) side: Side,
+    pub(crate) worker: Worker,
+    pub(crate) loaded: Loaded,
+    /// What the steps gave that are only compared.
+    pub(crate) first: Ran,
     turns: Vec<Ran>,
 }
 
 impl Player {
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         name(&self.side)
     }
 }
@@ -241,130 +147,19 @@ fn player(case: &Case, side: &Side, options: &Options, data: &Path, own: &Path) 
         batch: case.batch,
         numbers: case.numbers(),
     };
-    let log = || format!("what it wrote last:\n{}", crate::worker::tail(&own.join("stderr")));
-    let loaded = worker.load(work).with_context(log)?;
+    let loaded = worker.load(work)?;
     let warm_up = if matches!(case.task, Task::Greedy | Task::Sample) {
         1
     } else {
         CHECKED
     };
-    let first = worker.run(warm_up).with_context(log)?;
+    let first = worker.run(warm_up)?;
     Ok(Player {
         side: side.clone(),
         worker,
         loaded,
         first,
         turns: Vec::new(),
-    })
-}
-
-/// Sees that theirs do what ours does: threads, weights, data, kind, first values, tokens.
-fn check(case: &Case, players: &[Player]) -> Result<Vec<Check>> {
-    let mut checks = Vec::new();
-    for theirs in players.iter().filter(|player| !player.side.ours) {
-        let pair = |ours: &&Player| {
-            let said = |comparison: &&crate::cases::Comparison| {
-                comparison.ours == ours.side.way && comparison.theirs == theirs.side.way
-            };
-            ours.side.ours && case.comparisons.iter().any(|comparison| said(&comparison))
-        };
-        for ours in players.iter().filter(pair) {
-            equal(ours, theirs)?;
-            if case.task == Task::Greedy {
-                checks.push(tokens(ours, theirs)?);
-            } else if case.task != Task::Sample {
-                checks.extend(values(ours, theirs)?);
-            }
-        }
-    }
-    Ok(checks)
-}
-
-fn equal(ours: &Player, theirs: &Player) -> Result<()> {
-    let (a, b) = (&ours.loaded, &theirs.loaded);
-    let (who_a, who_b) = (ours.name(), theirs.name());
-    let differ =
-        |what: &str, x: String, y: String| -> Result<()> { bail!("{what} differ: {who_a} has {x}, {who_b} has {y}") };
-    let (threads_a, threads_b) = (ours.worker.hello.threads, theirs.worker.hello.threads);
-    if threads_a != threads_b {
-        return differ("threads", threads_a.to_string(), threads_b.to_string());
-    }
-    if a.data != b.data {
-        return differ("tokens", format!("{:?}", a.data), format!("{:?}", b.data));
-    }
-    if a.compute != b.compute {
-        return differ("kinds", a.compute.clone(), b.compute.clone());
-    }
-    let rounded = theirs.side.way.split('+').next() == Some("bf16");
-    let near = if rounded { NEAR_ROUNDED } else { NEAR_WEIGHTS };
-    let (x, y) = (a.weights, b.weights);
-    let apart = (x.sum - y.sum).abs().max((x.abs - y.abs).abs());
-    if x.n != y.n || beyond(apart, near * x.abs) {
-        return differ("weights", format!("{x:?}"), format!("{y:?}"));
-    }
-    Ok(())
-}
-
-/// Whether a difference is more than allowed; what is not a number is.
-fn beyond(difference: f64, allowed: f64) -> bool {
-    difference.partial_cmp(&allowed).is_none_or(|order| order.is_gt())
-}
-
-/// The first losses, and whatever else both sides report of them.
-fn values(ours: &Player, theirs: &Player) -> Result<Vec<Check>> {
-    let fp32 = ours.loaded.compute == "float32";
-    let near = if fp32 { NEAR_FP32 } else { NEAR_BF16 };
-    let mut checks = Vec::new();
-    for (what, theirs_all) in &theirs.first.values {
-        let Some(ours_all) = ours.first.values.get(what) else {
-            continue;
-        };
-        // In bf16 the updates differ too; in fp32 the norm of the gradient says that its direction is the same maths.
-        for (step, (&x, &y)) in ours_all.iter().zip(theirs_all).enumerate() {
-            if step > 0 && !(fp32 && what == "loss") {
-                continue;
-            }
-            if beyond((x - y).abs(), near * y.abs().max(1.0)) {
-                let (a, b) = (ours.name(), theirs.name());
-                bail!("`{what}` of step {} differs: {a} has {x}, {b} has {y}", step + 1);
-            }
-            checks.push(Check {
-                what: format!("{what}, step {}", step + 1),
-                ours_way: ours.side.way.clone(),
-                theirs_way: theirs.side.way.clone(),
-                ours: x,
-                theirs: y,
-            });
-        }
-    }
-    if !checks.iter().any(|check| check.what.starts_with("loss")) {
-        bail!("{} and {} have no loss to compare", ours.name(), theirs.name());
-    }
-    Ok(checks)
-}
-
-/// How many of the greedy tokens are equal; in fp32 all have to be.
-fn tokens(ours: &Player, theirs: &Player) -> Result<Check> {
-    let (a, b) = (&ours.first.ids, &theirs.first.ids);
-    let total: usize = b.iter().map(Vec::len).sum();
-    let equal: usize = a
-        .iter()
-        .zip(b)
-        .map(|(x, y)| x.iter().zip(y).take_while(|(x, y)| x == y).count())
-        .sum();
-    if total == 0 || a.iter().map(Vec::len).sum::<usize>() != total {
-        bail!("{} and {} made different numbers of tokens", ours.name(), theirs.name());
-    }
-    if ours.loaded.compute == "float32" && equal < total {
-        let (a, b) = (ours.name(), theirs.name());
-        bail!("{a} and {b} differ after {equal} of {total} greedy tokens");
-    }
-    Ok(Check {
-        what: "equal greedy tokens, up to the first that differs in a row".to_owned(),
-        ours_way: ours.side.way.clone(),
-        theirs_way: theirs.side.way.clone(),
-        ours: equal as f64,
-        theirs: total as f64,
     })
 }
 
@@ -403,7 +198,7 @@ fn cost(player: &Player) -> Cost {
         tokens: mean(player.turns.iter().map(tokens)),
         tokens_per_sec: median(&speeds),
         peak_mib: peak(player),
-        peak_above_mib: peak(player) - player.worker.hello.rss_mib,
+        peak_above_mib: Some(peak(player) - player.worker.hello.rss_mib),
         turns,
     }
 }
@@ -413,7 +208,7 @@ fn ratios(case: &Case, players: &[Player]) -> Vec<Ratio> {
         let is = |player: &&Player| player.side.ours == ours && player.side.way == way;
         players.iter().find(is)
     };
-    let one = |comparison: &crate::cases::Comparison| {
+    let one = |comparison: &Comparison| {
         let ours = find(true, &comparison.ours)?;
         let theirs = find(false, &comparison.theirs)?;
         let turns: Vec<f64> = ours
@@ -428,7 +223,7 @@ fn ratios(case: &Case, players: &[Player]) -> Vec<Ratio> {
             ratio: with_interval(&turns),
             goal: comparison.goal,
             memory: peak(ours) / peak(theirs),
-            memory_above: (peak(ours) - ours.worker.hello.rss_mib) / (peak(theirs) - theirs.worker.hello.rss_mib),
+            memory_above: Some((peak(ours) - ours.worker.hello.rss_mib) / (peak(theirs) - theirs.worker.hello.rss_mib)),
         })
     };
     case.comparisons.iter().filter_map(one).collect()
@@ -514,7 +309,7 @@ done
         assert!((ratio.ratio.value - 1.5).abs() < 1e-12 && ratio.ratio.n == 3);
         assert!((ratio.memory - 1.0).abs() < 1e-12);
         let cost = &outcome.sides[1];
-        assert!((cost.tokens_per_sec - 1024.0 / 0.75).abs() < 1e-9 && (cost.peak_above_mib - 200.0).abs() < 1e-9);
+        assert!((cost.tokens_per_sec - 1024.0 / 0.75).abs() < 1e-9 && cost.peak_above_mib == Some(200.0));
         assert_eq!(outcome.checks.len(), 3, "the losses of three steps");
     }
 

@@ -1,10 +1,12 @@
 //! `unsay-bench`: the same weights, data and threads through this project and through the Python stack, by turns.
 
 mod cases;
+mod checks;
 mod driver;
 mod growth;
 mod material;
 mod ours;
+mod outcome;
 mod page;
 mod process;
 mod protocol;
@@ -21,7 +23,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cases::Case;
-use crate::driver::{Alone, Options, Outcome};
+use crate::driver::{Alone, Options};
+use crate::outcome::Outcome;
 use crate::protocol::Hello;
 use crate::results::{Environment, Results};
 use crate::worker::Programs;
@@ -245,20 +248,17 @@ fn show(outcome: &Outcome) -> Result<()> {
         say(&format!("  {}: {value:.3}, goal at most {most}: {met}", limit.what))?;
     }
     for cost in &outcome.sides {
+        let above = cost.peak_above_mib;
+        let above = above.map_or(String::new(), |mib| format!(", {mib:.0} above libraries"));
         let busy = cost.cpu_secs.map_or(String::new(), |secs| format!("  cpu {secs:.4} s"));
         say(&format!(
-            "  {:<7} {:<18} {:>9.4} s [{:.4}, {:.4}]{busy}  {:>7.0} tok/s  peak {:.0} MiB, {:.0} above libraries",
-            cost.who,
-            cost.way,
-            cost.secs.value,
-            cost.secs.low,
-            cost.secs.high,
-            cost.tokens_per_sec,
-            cost.peak_mib,
-            cost.peak_above_mib
+            "  {:<7} {:<18} {:>9.4} s [{:.4}, {:.4}]{busy}  {:>7.0} tok/s  peak {:.0} MiB{above}",
+            cost.who, cost.way, cost.secs.value, cost.secs.low, cost.secs.high, cost.tokens_per_sec, cost.peak_mib
         ))?;
     }
     for ratio in &outcome.ratios {
+        let above = ratio.memory_above;
+        let above = above.map_or(String::new(), |share| format!(", above libraries {share:.2}"));
         let goal = ratio.goal.map_or(String::new(), |goal| {
             format!(
                 "  goal {goal}: {}",
@@ -266,15 +266,8 @@ fn show(outcome: &Outcome) -> Result<()> {
             )
         });
         say(&format!(
-            "  {} / {}: {:.2} [{:.2}, {:.2}] n={}  memory {:.2}, above libraries {:.2}{goal}",
-            ratio.ours,
-            ratio.theirs,
-            ratio.ratio.value,
-            ratio.ratio.low,
-            ratio.ratio.high,
-            ratio.ratio.n,
-            ratio.memory,
-            ratio.memory_above
+            "  {} / {}: {:.2} [{:.2}, {:.2}] n={}  memory {:.2}{above}{goal}",
+            ratio.ours, ratio.theirs, ratio.ratio.value, ratio.ratio.low, ratio.ratio.high, ratio.ratio.n, ratio.memory
         ))?;
     }
     Ok(())

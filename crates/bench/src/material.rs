@@ -160,7 +160,8 @@ pub(crate) fn model_folder(cache: &Path, model: Model, role: Role) -> Result<Pat
         Role::Reference => (REFERENCE_SEED, ""),
         Role::Reward => (SEED, "-reward"),
     };
-    let folder = cache.join(format!("{}{kind}-{seed}-v{FORM}", model.name()));
+    let name = format!("{}{kind}-{seed}-v{FORM}", model.name());
+    let folder = cache.join(&name);
     if folder.join("config.json").is_file() {
         return Ok(folder);
     }
@@ -169,7 +170,11 @@ pub(crate) fn model_folder(cache: &Path, model: Model, role: Role) -> Result<Pat
     config.eos_token_ids = vec![END];
     config.pad_token_id = Some(0);
     let decoder = Decoder::init(&config, &mut stream(seed, "init", 0), Device::Cpu)?;
-    let unfinished = folder.with_extension("partial");
+    // Not by `with_extension`: names have dots of their own, and what one model left would be another's.
+    let unfinished = cache.join(format!("{name}.partial"));
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).with_context(|| format!("cannot remove `{}`", unfinished.display()))?;
+    }
     match role {
         Role::Reward => SequenceClassifier::from_trunk(decoder, &mut stream(seed, "score", 0))?.save(&unfinished)?,
         Role::Policy | Role::Reference => decoder.save(&unfinished)?,
@@ -205,6 +210,27 @@ mod tests {
             n += material.batches.len().min(1) + material.prompts.len().min(1);
         }
         assert_eq!(n, 29);
+    }
+
+    /// Models whose names begin alike were written to one place before they had their own.
+    #[test]
+    fn what_another_model_left_half_made_is_not_in_a_folder() {
+        let cache = tempfile::tempdir().unwrap();
+        for left in ["llama-6.partial", "llama-6.84m-6-v2.partial"] {
+            fs::create_dir(cache.path().join(left)).unwrap();
+            fs::write(cache.path().join(left).join("model-00002-of-00002.safetensors"), "half").unwrap();
+        }
+        let folder = model_folder(cache.path(), Model::Small, Role::Reference).unwrap();
+        let mut files: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["config.json", "model.safetensors"]);
+        assert_eq!(
+            model_folder(cache.path(), Model::Small, Role::Reference).unwrap(),
+            folder
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `peers.md`: the table, made from `peers.json` alone.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::driver::{Check, Cost, Outcome, Ratio};
+use crate::outcome::{Check, Cost, Outcome, Ratio};
 use crate::results::{Environment, Results};
 use crate::statistics::Median;
 
@@ -28,7 +29,8 @@ fn speed(results: &Results) -> String {
          Speed: our tokens per second over theirs, the median of the ratios of single turns [interval of the median] (number \
          of turns). Memory: the most that a process ever held, ours / theirs in MiB; in brackets the same beyond what the process \
          held when its libraries were loaded. Ways: *fp32*; *bf16*, ours with weights kept in f32, theirs with nothing but \
-         bf16; *autocast*, theirs with weights in f32; *precomputed*, the reference's log-probs made before the first step.\n\n\
+         bf16; *autocast*, theirs with weights in f32; *precomputed*, the reference's log-probs made before the first step; \
+         *completion_logits*, TRL asked to make no logits of prompts.\n\n\
          | what | unsay | python | speed | goal | | tokens/s, unsay / python | memory, unsay / python | |\n\
          |---|---|---|---|---|---|---|---|---|\n",
     );
@@ -41,13 +43,14 @@ fn speed(results: &Results) -> String {
         for cost in case.sides.iter().filter(|cost| !compared(case, cost)) {
             let _ = writeln!(
                 out,
-                "| {} | {} | {} | not measured | | | {} | {} ({}) | |",
+                "| {} | {} | {} | not measured | | | {} | {}{} | |",
                 case.about,
                 if cost.who == "unsay" { &cost.way } else { "–" },
                 if cost.who == "unsay" { "–" } else { &cost.way },
                 whole(cost.tokens_per_sec),
                 whole(cost.peak_mib),
-                whole(cost.peak_above_mib)
+                cost.peak_above_mib
+                    .map_or(String::new(), |mib| format!(" ({})", whole(mib)))
             );
         }
     }
@@ -73,9 +76,13 @@ fn row(out: &mut String, case: &Outcome, ratio: &Ratio) {
     let Median {
         value, low, high, n, ..
     } = ratio.ratio;
+    let above = ours.peak_above_mib.zip(theirs.peak_above_mib);
+    let above = above.map_or(String::new(), |(ours, theirs)| {
+        format!(" ({} / {})", whole(ours), whole(theirs))
+    });
     let _ = writeln!(
         out,
-        "| {} | {} | {} | **{value:.2}** [{low:.2}, {high:.2}] ({n}) | {} | {} | {} / {} | {} / {} ({} / {}) | {} |",
+        "| {} | {} | {} | **{value:.2}** [{low:.2}, {high:.2}] ({n}) | {} | {} | {} / {} | {} / {}{above} | {} |",
         case.about,
         ratio.ours,
         ratio.theirs,
@@ -85,8 +92,6 @@ fn row(out: &mut String, case: &Outcome, ratio: &Ratio) {
         speed_of(theirs),
         whole(ours.peak_mib),
         whole(theirs.peak_mib),
-        whole(ours.peak_above_mib),
-        whole(theirs.peak_above_mib),
         met(ratio.memory <= 1.0)
     );
 }
@@ -255,10 +260,20 @@ fn environment(environment: &Environment, results: &Results) -> String {
             let _ = writeln!(out, "- the sides load {} different builds of libtorch_cpu", many.len());
         }
     }
-    let mut commits: Vec<&str> = results.cases.iter().map(|case| case.commit.as_str()).collect();
-    commits.sort_unstable();
-    commits.dedup();
-    let _ = writeln!(out, "- commits of the project: {}", commits.join(", "));
+    let mut commits: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for case in &results.cases {
+        commits.entry(&case.commit).or_default().push(&case.name);
+    }
+    // Rows that were measured at different times are not of one run.
+    let commits = commits.iter().map(|(commit, cases)| match commits.len() {
+        1 => (*commit).to_owned(),
+        _ => format!("{commit} ({})", cases.join(", ")),
+    });
+    let _ = writeln!(
+        out,
+        "- commit of the project: {}",
+        commits.collect::<Vec<_>>().join("; ")
+    );
     out.push_str("- `just bench-peers`, or `just bench-peers --only NAME` for a row\n");
     out
 }
@@ -266,8 +281,8 @@ fn environment(environment: &Environment, results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::Limit;
     use crate::growth::Point;
+    use crate::outcome::Limit;
     use crate::statistics::with_interval;
 
     fn cost(who: &str, way: &str, secs: f64) -> Cost {
@@ -280,7 +295,7 @@ mod tests {
             tokens: 1024.0,
             tokens_per_sec: 1024.0 / secs,
             peak_mib: 1200.0 * secs,
-            peak_above_mib: 100.0,
+            peak_above_mib: Some(100.0),
         }
     }
 
@@ -291,7 +306,7 @@ mod tests {
             ratio: with_interval(&[1.4; 6]),
             goal,
             memory: 0.5,
-            memory_above: 1.0,
+            memory_above: Some(1.0),
         };
         let case = Outcome {
             name: "sft_64_bf16".to_owned(),
@@ -356,6 +371,28 @@ mod tests {
         results.cases[0].ratios.clear();
         let page = of(&results);
         assert!(page.contains("| SFT step | – | autocast | not measured |"), "{page}");
+    }
+
+    /// A page of several runs said all their commits and not which row was of which.
+    #[test]
+    fn rows_of_different_commits_are_told_apart() {
+        let mut results = results();
+        assert!(of(&results).contains("- commit of the project: abc\n"));
+        let mut later = results.cases[0].clone();
+        later.name = "start".to_owned();
+        later.commit = "def".to_owned();
+        later.sides[0].peak_above_mib = None;
+        later.ratios.truncate(1);
+        results.cases.push(later);
+        let page = of(&results);
+        assert!(
+            page.contains("- commit of the project: abc (sft_64_bf16); def (start)\n"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| 120 / 168 | met |"),
+            "no memory beyond libraries: {page}"
+        );
     }
 
     #[test]

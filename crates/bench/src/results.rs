@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::driver::Outcome;
 use crate::growth::Point;
+use crate::outcome::Outcome;
 use crate::page;
 use crate::protocol::Hello;
 
@@ -113,10 +113,11 @@ impl Environment {
         for (name, version) in &self.versions {
             see(name, other.versions.get(name).is_some_and(|known| known != version));
         }
-        let known = |sums: &[String]| !sums.is_empty();
+        // A case of one side alone knows one of two builds.
+        let within = |a: &[String], b: &[String]| a.iter().all(|sum| b.contains(sum));
         see(
             "libtorch",
-            known(&self.libtorch) && known(&other.libtorch) && self.libtorch != other.libtorch,
+            !within(&self.libtorch, &other.libtorch) && !within(&other.libtorch, &self.libtorch),
         );
         names
     }
@@ -156,12 +157,13 @@ impl Results {
         Ok(found)
     }
 
-    /// Puts a case in, in the place of an older one of its name.
+    /// Puts a case in, in the place of an older one of its name. Cases that are not in `order` are no more, and leave.
     pub(crate) fn put(&mut self, outcome: Outcome, order: &[String]) {
-        self.cases.retain(|case| case.name != outcome.name);
+        self.cases
+            .retain(|case| case.name != outcome.name && order.contains(&case.name));
         self.cases.push(outcome);
-        let place = |name: &String| order.iter().position(|known| known == name).unwrap_or(order.len());
-        self.cases.sort_by_key(|case| place(&case.name));
+        self.cases
+            .sort_by_key(|case| order.iter().position(|known| *known == case.name));
     }
 
     /// Writes file and page.
@@ -234,6 +236,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let order = ["a".to_owned(), "b".to_owned()];
         let mut results = Results::open(folder.path(), here()).unwrap();
+        results.cases.push(outcome("renamed since", 1));
         for (name, rounds) in [("b", 1), ("a", 1), ("b", 2)] {
             results.put(outcome(name, rounds), &order);
         }
@@ -246,6 +249,25 @@ mod tests {
             .collect();
         assert_eq!(names, [("a", 1), ("b", 2)]);
         assert!(folder.path().join(PAGE).is_file());
+    }
+
+    /// A run of our side alone was refused where the sides load two builds of libtorch.
+    #[test]
+    fn one_of_two_builds_of_libtorch_is_no_other_environment() {
+        let with = |sums: &[&str]| Environment {
+            libtorch: sums.iter().map(|sum| (*sum).to_owned()).collect(),
+            ..here()
+        };
+        for (a, b) in [
+            (&["x", "y"][..], &["x"][..]),
+            (&["x"], &["x", "y"]),
+            (&["y", "x"], &["x", "y"]),
+            (&[], &["x"]),
+        ] {
+            assert!(with(a).differences(&with(b)).is_empty(), "{a:?} and {b:?}");
+        }
+        assert_eq!(with(&["x"]).differences(&with(&["y"])), ["libtorch"]);
+        assert_eq!(with(&["x", "y"]).differences(&with(&["x", "z"])), ["libtorch"]);
     }
 
     #[test]

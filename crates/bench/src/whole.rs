@@ -13,8 +13,9 @@ use unsay_data::testbed::safety::{Split, World};
 use unsay_data::{Tokenizer, stream, write_examples};
 
 use crate::cases::Model;
-use crate::driver::{Alone, Cost, Limit, Options, Outcome, Ratio};
+use crate::driver::{Alone, Options};
 use crate::material::{Role, SEED, model_folder};
+use crate::outcome::{Cost, Limit, Outcome, Ratio};
 use crate::process;
 use crate::statistics::{median, with_interval};
 
@@ -279,7 +280,7 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
         tokens,
         tokens_per_sec: tokens / median(&secs(side)),
         peak_mib: peak(side),
-        peak_above_mib: peak(side),
+        peak_above_mib: None,
     };
     let sides = (0..2).filter(|&side| !runs[side].is_empty()).map(cost).collect();
     let turns: Vec<f64> = runs[0].iter().zip(&runs[1]).map(|(x, y)| y.secs / x.secs).collect();
@@ -289,7 +290,7 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
         ratio: with_interval(&turns),
         goal: None,
         memory: peak(0) / peak(1),
-        memory_above: peak(0) / peak(1),
+        memory_above: None,
     };
     Outcome {
         name: name.to_owned(),

@@ -2,9 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::protocol::{Answer, Ask, Hello, Loaded, Ran, Task, Work};
 
@@ -63,6 +65,8 @@ pub(crate) struct Worker {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// Where its standard error goes.
+    log: PathBuf,
     /// What it said when it started.
     pub(crate) hello: Hello,
 }
@@ -73,7 +77,9 @@ impl Worker {
         let file = std::fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
         let what = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.spawn().with_context(|| format!("cannot start `{what}`"))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start `{what}` (`just bench-peers` makes the Python environment)"))?;
         let input = child.stdin.take().context("a worker without input")?;
         let output = BufReader::new(child.stdout.take().context("a worker without output")?);
         let mut worker = Self {
@@ -81,6 +87,7 @@ impl Worker {
             child,
             input,
             output,
+            log: log.to_owned(),
             hello: Hello {
                 threads: 0,
                 versions: Default::default(),
@@ -88,7 +95,7 @@ impl Worker {
                 rss_mib: 0.0,
             },
         };
-        match worker.answer().with_context(|| tail(log))? {
+        match worker.answer()? {
             Answer::Hello(hello) => worker.hello = hello,
             other => bail!("worker {name}: expected a greeting, got {other:?}"),
         }
@@ -129,22 +136,46 @@ impl Worker {
 
     fn say(&mut self, ask: &Ask) -> Result<()> {
         let line = serde_json::to_string(ask)?;
-        let gone = || format!("worker {} is gone", self.name);
-        writeln!(self.input, "{line}").with_context(gone)?;
-        self.input.flush().with_context(gone)
+        writeln!(self.input, "{line}")
+            .and_then(|()| self.input.flush())
+            .map_err(|_| self.ended("ended without a question"))
     }
 
     fn answer(&mut self) -> Result<Answer> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
-            bail!("worker {} ended without an answer", self.name);
+            return Err(self.ended("ended without an answer"));
         }
         let answer =
             serde_json::from_str(&line).with_context(|| format!("worker {} answered `{}`", self.name, line.trim()))?;
         match answer {
-            Answer::Failed { why } => bail!("worker {}: {why}", self.name),
+            Answer::Failed { why } => Err(self.ended(&why)),
             answer => Ok(answer),
         }
+    }
+
+    /// An error with how the worker ended and what it wrote last.
+    fn ended(&mut self, why: &str) -> Error {
+        let mut text = format!("worker {}: {why}", self.name);
+        if let Some(status) = self.status().filter(|status| !status.success()) {
+            text.push_str(&format!(" ({status})"));
+        }
+        let last = tail(&self.log);
+        if !last.is_empty() {
+            text.push_str(&format!("\nwhat it wrote last:\n{last}"));
+        }
+        anyhow!(text)
+    }
+
+    /// How it ended, where it does so within a second.
+    fn status(&mut self) -> Option<ExitStatus> {
+        for _ in 0..50 {
+            if let Some(status) = self.child.try_wait().ok()? {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        None
     }
 }
 
@@ -215,5 +246,24 @@ mod tests {
         command.args(["-c", "echo 'no module named trl' >&2"]);
         let error = Worker::start("theirs", command, &folder.path().join("log")).unwrap_err();
         assert!(format!("{error:#}").contains("no module named trl"), "{error:#}");
+    }
+
+    /// What the system ended for want of memory was only "ended without an answer" in the middle of a case.
+    #[test]
+    fn a_worker_that_was_killed_is_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            &format!("echo '{HELLO}'; read x; echo 'much memory' >&2; kill -9 $$"),
+        ]);
+        let mut worker = Worker::start("theirs", command, &folder.path().join("log")).unwrap();
+        let error = format!("{:#}", worker.run(1).unwrap_err());
+        assert!(
+            error.contains("ended without an answer (signal: 9 (SIGKILL))\nwhat it wrote last:\nmuch memory"),
+            "{error}"
+        );
+        let error = format!("{:#}", worker.run(1).unwrap_err());
+        assert!(error.contains("SIGKILL"), "{error}");
     }
 }

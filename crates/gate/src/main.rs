@@ -17,11 +17,11 @@ mod verdict;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use baseline::{Baseline, Figure, processor};
+use anyhow::{Context, Error, Result, bail};
+use baseline::{Baseline, Counts, Figure, processor};
 use check::{COUNT_TOLERANCE, TIME_TOLERANCE};
 use clap::{Args, Parser, Subcommand};
 use prove::Kind;
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            complain(&error);
             ExitCode::from(2)
         }
     }
@@ -127,110 +127,164 @@ impl Gate {
     /// Whether nothing got slower.
     fn run(&self) -> Result<bool> {
         let program = std::env::current_exe()?;
+        if self.times && self.names(true)?.is_empty() {
+            let part = self.only.as_deref().unwrap_or_default();
+            bail!(
+                "no path with `{part}` in its name is timed: libtorch works in none of them; hint: leave out `--times`"
+            );
+        }
         if let Some(revision) = &self.against {
-            return self.against(revision, program);
+            return self.against(revision, &program);
         }
         let mut baseline = Baseline::read()?;
-        let mut good = true;
-        if !self.times {
-            let tools = baseline::tools(counts::valgrind()?)?;
-            let names = self.names(false)?;
-            if self.renew {
-                if baseline.counts.tools != tools {
-                    if self.only.is_some() && !baseline.counts.figures.is_empty() {
-                        bail!("the other counts were made with other tools; hint: renew all of them, without `--only`");
-                    }
-                    baseline.counts.figures.clear();
-                }
-                let measured = counts::count(&program, &names, None)?;
-                baseline.counts.tools = tools;
-                renew(&mut baseline.counts.figures, &measured, COUNT_TOLERANCE)?;
-            } else {
-                if baseline.counts.tools != tools {
-                    let made = &baseline.counts.tools;
-                    bail!(
-                        "the counts of the baseline were made with {made:?}, here are {tools:?}; hint: compare with a commit by `--against`, or `--renew`"
-                    );
-                }
-                let figures = known(&baseline.counts.figures, &names)?;
-                let expected = |name: &str| figures[name];
-                good &= match self.prove {
-                    Some(n_runs) => proven(
-                        prove::prove(&program, &names, &expected, Kind::Counts, n_runs)?,
-                        n_runs,
-                        "instructions",
-                    )?,
-                    None => judged(&check::counts(&program, &names, &expected, None)?, "instructions")?,
-                };
-            }
-        }
-        let names = self.names(true)?;
-        if !self.counts && !names.is_empty() {
-            let processor = processor();
-            if self.renew {
-                let measured = check::ratios(&program, &names)?;
-                renew(baseline.times.entry(processor).or_default(), &measured, TIME_TOLERANCE)?;
-            } else {
-                let Some(figures) = baseline.times.get(&processor) else {
-                    bail!(
-                        "the baseline knows no times of `{processor}`; hint: compare with a commit by `--against`, or `--renew`"
-                    );
-                };
-                let figures = known(figures, &names)?;
-                let expected = |name: &str| figures[name];
-                good &= match self.prove {
-                    Some(n_runs) => proven(
-                        prove::prove(&program, &names, &expected, Kind::Times, n_runs)?,
-                        n_runs,
-                        "time",
-                    )?,
-                    None => judged(
-                        &check::times(&names, &expected, &|name| times::beside_reference(&program, name, None))?,
-                        "time",
-                    )?,
-                };
-            }
-        }
         if self.renew {
+            if !self.times {
+                self.renew_counts(&program, &mut baseline.counts)?;
+            }
+            if !self.counts {
+                self.renew_times(&program, &mut baseline.times)?;
+            }
             baseline.write()?;
+            return Ok(true);
         }
-        Ok(good)
+        let counts = (!self.times).then(|| self.counts(&program, &baseline.counts));
+        let times = (!self.counts).then(|| self.times(&program, &baseline.times));
+        together([counts, times], &mut complain)
     }
 
-    fn against(&self, revision: &str, program: PathBuf) -> Result<bool> {
-        let other = other::build(revision)?;
-        let mut good = true;
-        if !self.times {
-            counts::valgrind()?;
-            let names = self.names(false)?;
-            let before: BTreeMap<String, Figure> = counts::count(&other, &names, None)
-                .with_context(|| format!("at `{revision}`; hint: leave out paths that it does not have by `--only`"))?
-                .into_iter()
-                .map(|one| {
-                    (
-                        one.name,
-                        Figure {
-                            value: one.value,
-                            tolerance: COUNT_TOLERANCE,
-                        },
-                    )
-                })
-                .collect();
-            let verdicts = check::counts(&program, &names, &|name| before[name], None)?;
-            good &= judged(&verdicts, "instructions")?;
+    fn renew_counts(&self, program: &Path, counts: &mut Counts) -> Result<()> {
+        let tools = baseline::tools(counts::valgrind()?)?;
+        if counts.tools != tools {
+            if self.only.is_some() && !counts.figures.is_empty() {
+                bail!("the other counts were made with other tools; hint: renew all of them, without `--only`");
+            }
+            counts.figures.clear();
         }
-        if !self.counts {
+        let measured = counts::count(program, &self.names(false)?, None)?;
+        counts.tools = tools;
+        let lines = renew(&mut counts.figures, &measured, COUNT_TOLERANCE);
+        lines.iter().try_for_each(|line| say(line))
+    }
+
+    fn renew_times(&self, program: &Path, times: &mut BTreeMap<String, BTreeMap<String, Figure>>) -> Result<()> {
+        let names = self.names(true)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let measured = check::ratios(program, &names)?;
+        let lines = renew(times.entry(processor()).or_default(), &measured, TIME_TOLERANCE);
+        lines.iter().try_for_each(|line| say(line))
+    }
+
+    /// Whether no path takes more instructions.
+    fn counts(&self, program: &Path, made: &Counts) -> Result<bool> {
+        let tools = baseline::tools(counts::valgrind()?)?;
+        if made.tools != tools {
+            let made = &made.tools;
+            bail!(
+                "the counts of the baseline were made with {made:?}, here are {tools:?}; hint: compare with a commit by `--against`, or `--renew`"
+            );
+        }
+        let names = self.names(false)?;
+        let figures = known(&made.figures, &names)?;
+        let expected = |name: &str| figures[name];
+        match self.prove {
+            Some(n_runs) => proven(
+                prove::prove(program, &names, &expected, Kind::Counts, n_runs)?,
+                n_runs,
+                "instructions",
+            ),
+            None => judged(&check::counts(program, &names, &expected, None)?, "instructions"),
+        }
+    }
+
+    /// Whether no path takes more time.
+    fn times(&self, program: &Path, made: &BTreeMap<String, BTreeMap<String, Figure>>) -> Result<bool> {
+        let names = self.names(true)?;
+        if names.is_empty() {
+            return Ok(true);
+        }
+        let processor = processor();
+        let Some(figures) = made.get(&processor) else {
+            bail!(
+                "the baseline knows no times of `{processor}`; hint: compare with a commit by `--against`, or `--renew`"
+            );
+        };
+        let figures = known(figures, &names)?;
+        let expected = |name: &str| figures[name];
+        match self.prove {
+            Some(n_runs) => proven(
+                prove::prove(program, &names, &expected, Kind::Times, n_runs)?,
+                n_runs,
+                "time",
+            ),
+            None => judged(
+                &check::times(&names, &expected, &|name| times::beside_reference(program, name, None))?,
+                "time",
+            ),
+        }
+    }
+
+    fn against(&self, revision: &str, program: &Path) -> Result<bool> {
+        if !self.times {
+            // Better known before the other commit is built.
+            counts::valgrind()?;
+        }
+        let other = other::build(revision)?;
+        let new = other::lacks(&other, &self.names(false)?)?;
+        let known = |timed| -> Result<Vec<&'static str>> {
+            let names = self.names(timed)?.into_iter();
+            Ok(names.filter(|name| !new.contains(name)).collect())
+        };
+        for name in &new {
+            say(&format!("{name}: not in `{revision}`, compared with nothing"))?;
+        }
+        if known(self.times)?.is_empty() {
+            bail!("`{revision}` has none of these paths");
+        }
+        let counts = || -> Result<bool> {
+            let figure = |one: Measured| {
+                let (value, tolerance) = (one.value, COUNT_TOLERANCE);
+                (one.name, Figure { value, tolerance })
+            };
+            let names = known(false)?;
+            let before = counts::count(&other, &names, None).with_context(|| format!("at `{revision}`"))?;
+            let before: BTreeMap<String, Figure> = before.into_iter().map(figure).collect();
+            let verdicts = check::counts(program, &names, &|name| before[name], None)?;
+            judged(&verdicts, "instructions")
+        };
+        let times = || -> Result<bool> {
             let same = |_: &str| Figure {
                 value: 1.0,
                 tolerance: TIME_TOLERANCE,
             };
-            let verdicts = check::times(&self.names(true)?, &same, &|name| {
-                times::beside_other(&program, &other, name)
-            })?;
-            good &= judged(&verdicts, "time")?;
-        }
-        Ok(good)
+            let measure = |name: &str| times::beside_other(program, &other, name);
+            judged(&check::times(&known(true)?, &same, &measure)?, "time")
+        };
+        together([(!self.times).then(counts), (!self.counts).then(times)], &mut complain)
     }
+}
+
+/// What both kinds of figures say together: what got slower is so even where the other kind cannot tell, which is told to
+/// `hear`.
+fn together(kinds: [Option<Result<bool>>; 2], hear: &mut dyn FnMut(&Error)) -> Result<bool> {
+    let mut slower = false;
+    let mut unknown = Vec::new();
+    for kind in kinds.into_iter().flatten() {
+        match kind {
+            Ok(good) => slower |= !good,
+            Err(error) => unknown.push(error),
+        }
+    }
+    // The last of them is told by whoever ends with it.
+    let last = if slower { None } else { unknown.pop() };
+    unknown.iter().for_each(hear);
+    last.map_or(Ok(!slower), Err)
+}
+
+/// Says on standard error what went wrong.
+fn complain(error: &Error) {
+    drop(writeln!(std::io::stderr(), "error: {error:#}"));
 }
 
 /// The baseline's figures of all names.
@@ -249,23 +303,38 @@ fn known(figures: &BTreeMap<String, Figure>, names: &[&str]) -> Result<BTreeMap<
     Ok(figures.clone())
 }
 
-/// Puts new figures in the place of old ones and says how they differ. A tolerance that was changed by hand stays.
-fn renew(figures: &mut BTreeMap<String, Figure>, measured: &[Measured], tolerance: f64) -> Result<()> {
+/// Puts new figures in the place of old ones, and answers with how they differ. What is within its tolerance keeps its figure,
+/// so that no path creeps from one renewal to the next; a tolerance that was changed by hand stays.
+fn renew(figures: &mut BTreeMap<String, Figure>, measured: &[Measured], tolerance: f64) -> Vec<String> {
     let all: Vec<&str> = paths::all().iter().map(|path| path.name).collect();
     figures.retain(|name, _| all.contains(&name.as_str()));
+    let mut lines = Vec::new();
+    let mut slower = 0;
     for one in measured {
         // Six digits: the rest is noise in the history of the file.
         let digits = 10f64.powf(5.0 - one.value.abs().log10().floor());
         let value = (one.value * digits).round() / digits;
         let old = figures.get(&one.name).copied();
-        let change = old.map_or(String::new(), |old| {
-            format!("{:>+7.2} %", 100.0 * (value / old.value - 1.0))
+        let verdict = old.map(|old| Verdict::of(&one.name, value, old));
+        let meaning = verdict.as_ref().map(|verdict| verdict.meaning);
+        lines.push(match (&verdict, meaning) {
+            (Some(verdict), Some(Meaning::Same)) => format!("{verdict}  kept"),
+            (Some(verdict), _) => verdict.to_string(),
+            (None, _) => format!("{:<34} {value:>10}  new", one.name),
         });
-        say(&format!("{:<34} {value:>14} {change}", one.name))?;
-        let tolerance = old.map_or(tolerance, |old| old.tolerance);
-        figures.insert(one.name.clone(), Figure { value, tolerance });
+        slower += usize::from(meaning == Some(Meaning::Slower));
+        if meaning != Some(Meaning::Same) {
+            let tolerance = old.map_or(tolerance, |old| old.tolerance);
+            figures.insert(one.name.clone(), Figure { value, tolerance });
+        }
     }
-    Ok(())
+    if slower > 0 {
+        let n = measured.len();
+        lines.push(format!(
+            "{slower} of {n} may be slower from now on: say why in the commit"
+        ));
+    }
+    lines
 }
 
 /// Says every verdict and what follows; whether nothing got slower.
@@ -294,4 +363,68 @@ fn proven((missed, alarms): (usize, usize), n_runs: usize, what: &str) -> Result
         "{what}: {caught} of {n_runs} planted slowdowns caught, {alarms} false alarms in {n_runs} clean runs and beside the planted ones"
     ))?;
     Ok(missed == 0 && alarms == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the baseline knew no times of a processor, more instructions ended with 2 like whatever cannot be told.
+    #[test]
+    fn what_got_slower_is_said_even_where_the_other_figures_are_unknown() {
+        let unknown = || Err(anyhow::anyhow!("no times"));
+        let mut heard = 0;
+        let mut told = |counts, times| together([counts, times], &mut |_| heard += 1).ok();
+        assert_eq!(told(Some(Ok(false)), Some(unknown())), Some(false));
+        assert_eq!(told(Some(unknown()), Some(Ok(false))), Some(false));
+        assert_eq!(told(Some(Ok(true)), Some(unknown())), None);
+        assert_eq!(told(Some(unknown()), Some(unknown())), None);
+        assert_eq!(told(Some(Ok(true)), Some(Ok(true))), Some(true));
+        assert_eq!(told(None, Some(Ok(false))), Some(false));
+        assert_eq!(heard, 3, "all but the two that are handed on");
+    }
+
+    #[test]
+    fn renewing_again_and_again_lets_no_path_creep() {
+        let name = paths::all()[0].name;
+        let mut figures = BTreeMap::new();
+        let mut value = 1000.0;
+        for _ in 0..30 {
+            let measured = [Measured {
+                name: name.to_owned(),
+                value,
+            }];
+            renew(&mut figures, &measured, 0.01);
+            value = figures[name].value * 1.009;
+        }
+        assert!((figures[name].value - 1000.0).abs() < 1e-9, "{figures:?}");
+        let measured = |value| {
+            let name = name.to_owned();
+            [Measured { name, value }]
+        };
+        let lines = renew(&mut figures, &measured(1234.5678), 0.01);
+        assert!(
+            lines[0].contains("SLOWER") && lines[1].starts_with("1 of 1 may be slower"),
+            "{lines:?}"
+        );
+        assert!(
+            (figures[name].value - 1234.57).abs() < 1e-9,
+            "beyond the tolerance, six digits"
+        );
+    }
+
+    #[test]
+    fn asking_for_times_of_paths_that_have_none_is_refused() {
+        let gate = |arguments: &[&str]| Cli::parse_from([&["unsay-gate"], arguments].concat()).gate;
+        let error = gate(&["--times", "--only", "data/"]).run().unwrap_err().to_string();
+        assert!(
+            error.starts_with("no path with `data/` in its name is timed"),
+            "{error}"
+        );
+        let error = gate(&["--only", "nothing"]).run().unwrap_err().to_string();
+        assert!(
+            error.starts_with("no path has `nothing` in its name; there are data/"),
+            "{error}"
+        );
+    }
 }

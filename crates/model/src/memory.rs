@@ -3,6 +3,10 @@
 /// Where glibc reads the settings of its allocator, at the start of a process and never again.
 const VARIABLE: &str = "GLIBC_TUNABLES";
 
+/// Says that a program was started anew already. glibc takes [`VARIABLE`] out of the environment of programs with the rights of
+/// another user or with capabilities of their own, which would otherwise start anew for ever.
+const RESTARTED: &str = "UNSAY_RESTARTED";
+
 /// Memory comes in large pages, is taken from one growing piece however large the tensor, and is kept for the next
 /// tensor instead of being handed back.
 const SETTINGS: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776";
@@ -25,10 +29,11 @@ fn is_loader(program: &std::path::Path) -> bool {
 }
 
 /// Starts this program anew in this very process with the same arguments and [`kept_pages`]. Returns where there is
-/// nothing to set, and where the system does not let it: nothing but time depends on it.
+/// nothing to set, where it was started anew before, and where the system does not let it: nothing but time depends on it.
 pub fn restart_with_kept_pages() {
     #[cfg(unix)]
     if let (Some((name, value)), Ok(program)) = (kept_pages(), std::env::current_exe())
+        && std::env::var_os(RESTARTED).is_none()
         && !is_loader(&program)
     {
         use std::os::unix::process::CommandExt;
@@ -37,7 +42,12 @@ pub fn restart_with_kept_pages() {
         let first = arguments.next().unwrap_or_else(|| program.clone().into_os_string());
         let mut command = std::process::Command::new(program);
         // Comes back only where it failed.
-        let _ = command.env(name, value).arg0(first).args(arguments).exec();
+        let _ = command
+            .env(name, value)
+            .env(RESTARTED, "1")
+            .arg0(first)
+            .args(arguments)
+            .exec();
     }
 }
 

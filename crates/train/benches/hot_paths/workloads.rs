@@ -4,10 +4,14 @@
 use std::hint::black_box;
 
 use tch::{Device, Kind};
-use unsay_data::{Encoded, Label, Span, stream};
+use unsay_data::{Branch, Encoded, EncodedPair, Label, Span, stream};
+use unsay_losses::paired::{self, Dpo};
 use unsay_losses::token::{Cringe, Loss};
 use unsay_model::{Config, Decoder, Size};
-use unsay_train::{AdamW, Examples, Fit, LanguageObjective, Settings, Source, grad_norm};
+use unsay_train::{
+    AdamW, Examples, Fit, LanguageObjective, Objective, PairedObjective, Reference, ReferenceLogps, Settings, Source,
+    grad_norm,
+};
 
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
@@ -16,9 +20,10 @@ pub(crate) type Work = Box<dyn FnMut()>;
 pub(crate) type Make = fn() -> Work;
 
 /// Every work, by name.
-pub(crate) const WORKLOADS: [(&str, Make); 3] = [
+pub(crate) const WORKLOADS: [(&str, Make); 4] = [
     ("train/step_nll/8x32", || step(Loss::Nll(Default::default()))),
     ("train/step_cringe/8x32", || step(Loss::Cringe(Cringe::new(1.0, 5)))),
+    ("train/step_dpo/4x2x32", step_of_pairs),
     ("train/adamw/0.1M", adamw),
 ];
 
@@ -65,8 +70,53 @@ fn source(n: usize) -> Source {
 fn step(loss: Loss) -> Work {
     let examples = Examples::new(vec![source(8)], source(8)).unwrap();
     let objective = LanguageObjective::new(model(), loss, examples).unwrap();
+    steps(objective, 8, tempfile::tempdir().unwrap())
+}
+
+/// The same of DPO on 4 pairs of a prompt of 16 and completions of 16, the reference's log-probs made before, as a store has them.
+fn step_of_pairs() -> Work {
     let folder = tempfile::tempdir().unwrap();
-    let mut fit = Fit::open(objective, &Settings::new(1 << 40, 8, 1e-4), 0, folder.path()).unwrap();
+    let pairs = || -> Source<EncodedPair> {
+        let ids = |from: u32| -> Vec<u32> {
+            (0..16)
+                .map(|at| 4 + (from * 31 + at * 17) % (VOCAB as u32 - 4))
+                .collect()
+        };
+        let branch = |from| Branch {
+            ids: ids(from),
+            n_learnt: 16,
+        };
+        let one = |example: usize| EncodedPair {
+            prompt: ids(example as u32),
+            chosen: branch(100 + example as u32),
+            rejected: branch(200 + example as u32),
+            example,
+        };
+        Source {
+            encoded: (0..4).map(one).collect(),
+            ids: Vec::new(),
+            weight: 1.0,
+        }
+    };
+    let (train, valid) = (pairs(), pairs());
+    let files = [("train", &train), ("valid", &valid)].map(|(name, set)| {
+        let path = folder.path().join(name);
+        ReferenceLogps::write(&path, &model(), &set.encoded, &mut |_| (), &|| false).unwrap();
+        ReferenceLogps::open(&path, &set.encoded).unwrap()
+    });
+    let loss = paired::Objective::from(paired::Loss::Dpo(Dpo {
+        beta: 0.1,
+        label_smoothing: 0.0,
+    }));
+    let examples = Examples::new(vec![train], valid).unwrap();
+    let objective = PairedObjective::new(model(), loss, examples, Reference::Logps(files.into())).unwrap();
+    steps(objective, 4, folder)
+}
+
+/// The loop over `batch` examples at a time.
+fn steps<O: Objective + 'static>(objective: O, batch: usize, folder: tempfile::TempDir) -> Work {
+    let run = folder.path().join("run");
+    let mut fit = Fit::open(objective, &Settings::new(1 << 40, batch, 1e-4), 0, &run).unwrap();
     Box::new(move || {
         black_box(fit.next().unwrap().unwrap());
         black_box(&folder);
