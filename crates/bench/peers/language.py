@@ -1,7 +1,7 @@
 """SFT and CRINGE: a transformers model in a plain PyTorch loop.
 
-Attention by `scaled_dot_product_attention` without a mask (no row is padded), labels of the prompt -100, fused AdamW, the
-norm of the gradient clipped to 1, the loss read every step as loggers do.
+Attention by `scaled_dot_product_attention`, without a mask where no row is padded; rows padded to the longest of their batch,
+labels of prompt and padding -100, fused AdamW, the norm of the gradient clipped to 1, the loss read every step as loggers do.
 """
 
 import torch
@@ -25,8 +25,12 @@ class Language:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.numbers["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
         )
-        self.ids = torch.tensor([one["ids"] for one in self.examples])
-        learnt = torch.arange(self.ids.shape[1]) >= torch.tensor([[one["prompt"]] for one in self.examples])
+        self.lengths = torch.tensor([len(one["ids"]) for one in self.examples])
+        rows = [torch.tensor(one["ids"]) for one in self.examples]
+        self.ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        at = torch.arange(self.ids.shape[1])
+        self.real = at < self.lengths[:, None]
+        learnt = self.real & (at >= torch.tensor([[one["prompt"]] for one in self.examples]))
         self.labels = self.ids.masked_fill(~learnt, -100)
         self.positive = torch.tensor([one["positive"] for one in self.examples])
         self.done = 0
@@ -44,12 +48,14 @@ class Language:
 
     def step(self):
         batch = self.batches[self.done]
-        ids, labels = self.ids[batch], self.labels[batch]
+        width = self.lengths[batch].max()
+        ids, labels, real = (all_rows[batch, :width] for all_rows in (self.ids, self.labels, self.real))
+        inputs = {"input_ids": ids} if real.all() else {"input_ids": ids, "attention_mask": real.long()}
         with ways.autocast(self.way):
             if self.task == "sft":
-                loss = self.model(input_ids=ids, labels=labels).loss
+                loss = self.model(**inputs, labels=labels).loss
             else:
-                logits = self.model(input_ids=ids).logits
+                logits = self.model(**inputs).logits
         if self.task == "cringe":
             loss = self.cringe(logits, labels, self.positive[batch])
         loss.backward()
@@ -57,7 +63,7 @@ class Language:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        return {"tokens": ids.numel(), "values": {"loss": loss.item(), "grad_norm": norm.item()}}
+        return {"tokens": real.sum().item(), "values": {"loss": loss.item(), "grad_norm": norm.item()}}
 
     def cringe(self, logits, labels, positive):
         """Likelihood of positives, for negatives a contrast with one of the k likeliest other tokens; one denominator."""

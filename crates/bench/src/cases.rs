@@ -95,6 +95,8 @@ pub(crate) struct Case {
     pub(crate) prompt: usize,
     /// Tokens of a completion; of sampling the most.
     pub(crate) completion: usize,
+    /// Whether examples have from half to one and a half times as many tokens, of prompt and completion alike.
+    pub(crate) spread: bool,
     /// Who takes part.
     pub(crate) sides: Vec<Side>,
     /// What is reported.
@@ -122,6 +124,10 @@ impl Case {
         };
         let (batch, prompt, completion) = (self.batch, self.prompt, self.completion);
         match self.task {
+            Task::Sft | Task::Cringe if self.spread => {
+                let n = prompt + completion;
+                format!("{what}, {model}, {batch} × {} to {}", n / 2, n + n / 2)
+            }
             Task::Sft | Task::Cringe => format!("{what}, {model}, {batch} × {}", prompt + completion),
             Task::Dpo | Task::Reward => format!("{what}, {model}, {batch} pairs of {prompt} + 2 × {completion}"),
             Task::Greedy => format!("{what}, {model}, batch {batch}, {prompt} + {completion}"),
@@ -206,6 +212,7 @@ fn training(task: Task, name: &str) -> Vec<Case> {
                 prompts: 0,
                 prompt: half,
                 completion: half,
+                spread: false,
                 sides: sides(&ways),
                 comparisons: ways.into_iter().map(comparison).collect(),
                 steps,
@@ -246,6 +253,7 @@ fn generation() -> Vec<Case> {
             prompts,
             prompt: 32,
             completion: 64,
+            spread: false,
             sides: sides(&ways),
             comparisons: ways.map(comparison).into(),
             steps: 1,
@@ -280,6 +288,17 @@ fn generation() -> Vec<Case> {
 /// All cases, in the order of the table.
 pub(crate) fn all() -> Vec<Case> {
     let mut cases = training(Task::Sft, "sft");
+    let spread = |case: &Case| Case {
+        name: case.name.replace("_64_", "_spread_"),
+        spread: true,
+        ..case.clone()
+    };
+    let as_in_data: Vec<Case> = cases
+        .iter()
+        .filter(|case| case.name.contains("_64_"))
+        .map(spread)
+        .collect();
+    cases.extend(as_in_data);
     cases.extend(training(Task::Cringe, "cringe"));
     cases.extend(training(Task::Dpo, "dpo"));
     cases.extend(training(Task::Reward, "reward"));
@@ -297,7 +316,7 @@ mod tests {
     fn names_are_unique_and_every_comparison_has_its_sides() {
         let cases = all();
         let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-        assert_eq!((cases.len(), names.len()), (29, 29));
+        assert_eq!((cases.len(), names.len()), (31, 31));
         let mut n = 0;
         for case in &cases {
             for Comparison { ours, theirs, .. } in &case.comparisons {

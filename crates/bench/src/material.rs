@@ -85,10 +85,18 @@ impl Material {
         };
         match case.task {
             Task::Sft | Task::Cringe => {
-                let one = |at: usize| Labelled {
-                    ids: ids(case.prompt + case.completion),
-                    prompt: case.prompt,
-                    positive: case.task == Task::Sft || at.is_multiple_of(2),
+                let mut lengths = stream(SEED, "bench-lengths", 0);
+                let one = |at: usize| {
+                    let mut length = |n: usize| match case.spread {
+                        true => lengths.random_range(n / 2..=n + n / 2),
+                        false => n,
+                    };
+                    let (prompt, completion) = (length(case.prompt), length(case.completion));
+                    Labelled {
+                        ids: ids(prompt + completion),
+                        prompt,
+                        positive: case.task == Task::Sft || at.is_multiple_of(2),
+                    }
                 };
                 material.examples = (0..n).map(one).collect();
                 let learnt = case.batch * case.completion;
@@ -194,7 +202,16 @@ mod tests {
         for case in all() {
             let material = Material::of(&case, 40).unwrap();
             let length = case.prompt + case.completion;
-            assert!(material.examples.iter().all(|one| one.ids.len() == length));
+            let lengths: Vec<usize> = material.examples.iter().map(|one| one.ids.len()).collect();
+            let within = match case.spread {
+                true => length / 2..=length + length / 2,
+                false => length..=length,
+            };
+            assert!(lengths.iter().all(|n| within.contains(n)));
+            if case.spread {
+                let all: std::collections::BTreeSet<&usize> = lengths.iter().collect();
+                assert!(all.len() > length / 2, "{}", all.len());
+            }
             assert!(
                 material
                     .pairs
@@ -209,7 +226,7 @@ mod tests {
             }
             n += material.batches.len().min(1) + material.prompts.len().min(1);
         }
-        assert_eq!(n, 29);
+        assert_eq!(n, 31);
     }
 
     /// Models whose names begin alike were written to one place before they had their own.
