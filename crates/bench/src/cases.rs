@@ -325,7 +325,7 @@ mod tests {
                 n += 1;
             }
         }
-        assert_eq!(n, 48);
+        assert_eq!(n, 51);
     }
 
     #[test]

@@ -188,8 +188,8 @@ fn peers(args: &PeersArgs) -> Result<()> {
                 (run(&options).with_context(failed)?, Vec::new())
             }
             Chosen::Growth => {
-                let (points, hello) = grow(args, &options).with_context(failed)?;
-                keep(&[hello], &mut |results| results.growth.clone_from(&points))?;
+                let (grown, hello) = grow(args, &options).with_context(failed)?;
+                keep(&[hello], &mut |results| results.growth.clone_from(&grown))?;
                 continue;
             }
         };
@@ -224,21 +224,30 @@ fn options(args: &PeersArgs) -> Result<Options> {
     })
 }
 
-fn grow(args: &PeersArgs, options: &Options) -> Result<(Vec<growth::Point>, Hello)> {
+fn grow(args: &PeersArgs, options: &Options) -> Result<(Vec<growth::Growth>, Hello)> {
     let all = cases::all();
-    let case = all
-        .iter()
-        .find(|case| case.name == "sft_64_fp32")
-        .context("no case to train on")?;
-    let (points, hello) = growth::run(case, options, if args.quick { 100_000 } else { u64::MAX })?;
-    for point in &points {
-        let speed = point.tokens_per_sec;
+    let (mut grown, mut said) = (Vec::new(), None);
+    for case in all.iter().filter(|case| growth::CASES.contains(&case.name.as_str())) {
+        let (growth, hello) = growth::run(case, options, if args.quick { 100_000 } else { u64::MAX })?;
+        say(&format!("  {}", growth.about))?;
+        for point in &growth.points {
+            say(&format!(
+                "  {:>8} tokens: {:>6.0} tok/s  resident {:.0} MiB, peak {:.0} MiB",
+                point.tokens, point.tokens_per_sec, point.rss_mib, point.peak_mib
+            ))?;
+        }
+        let speed = growth.speed;
         say(&format!(
-            "  {:>8} tokens: {:>6.0} tok/s [{:.0}, {:.0}]  resident {:.0} MiB, peak {:.0} MiB",
-            point.tokens, speed.value, speed.low, speed.high, point.rss_mib, point.peak_mib
+            "  late / early: speed {:.3} [{:.3}, {:.3}], memory {:.3}",
+            speed.value,
+            speed.low,
+            speed.high,
+            growth.memory()
         ))?;
+        grown.push(growth);
+        said = Some(hello);
     }
-    Ok((points, hello))
+    Ok((grown, said.context("no case to train on")?))
 }
 
 fn show(outcome: &Outcome) -> Result<()> {

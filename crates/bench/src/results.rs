@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::growth::Point;
+use crate::growth::Growth;
 use crate::outcome::Outcome;
 use crate::page;
 use crate::protocol::Hello;
@@ -26,7 +26,7 @@ pub(crate) struct Results {
     /// The cases, in the order of the table.
     pub(crate) cases: Vec<Outcome>,
     /// Our speed and memory as a training goes on.
-    pub(crate) growth: Vec<Point>,
+    pub(crate) growth: Vec<Growth>,
 }
 
 /// Machine, versions and threads. Figures of two environments are not put into one table.

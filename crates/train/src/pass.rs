@@ -217,3 +217,47 @@ fn read(files: &[PrefixStates], places: &[Place]) -> Result<(Tensor, usize)> {
     let found = found.collect::<Result<Vec<_>>>()?;
     Ok((PrefixStates::read(&found)?, valid.n_blocks()))
 }
+
+#[cfg(test)]
+mod tests {
+    use unsay_data::{Encoded, Label, Span};
+
+    use super::*;
+
+    fn batch(lengths: &[u32]) -> Batch {
+        let encoded = |n: u32| Encoded {
+            ids: (1..=n).collect(),
+            spans: vec![Span {
+                start: 1,
+                end: n as usize,
+                ended: false,
+            }],
+            label: Label::Positive,
+            example: 0,
+        };
+        let all: Vec<Encoded> = lengths.iter().map(|&n| encoded(n)).collect();
+        Batch::new(&all.iter().collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn rows_of_an_end_to_end_batch_have_the_tokens_of_the_padded_one() {
+        let batch = batch(&[3, 7, 2]);
+        let rows = &batch.rows.position;
+        let moved = EndToEnd::of(&batch, rows).unwrap().unwrap();
+        assert_eq!(moved.ids, [1, 2, 3, 1, 2, 3, 4, 5, 6, 7, 1, 2]);
+        assert_eq!((moved.branches.n_tokens(), moved.branches.longest()), (12, 7));
+        assert_eq!(moved.rows, [0, 1, 3, 4, 5, 6, 7, 8, 10]);
+        for (padded, own) in rows.iter().zip(&moved.rows) {
+            assert_eq!(batch.ids[*padded as usize], moved.ids[*own as usize]);
+        }
+    }
+
+    #[test]
+    fn a_batch_stays_padded_where_little_is_padding() {
+        for (lengths, lies_end_to_end) in [(&[9, 9][..], false), (&[10, 9], false), (&[10, 8], true), (&[5], false)] {
+            let batch = batch(lengths);
+            let found = EndToEnd::of(&batch, &batch.rows.position).unwrap();
+            assert_eq!(found.is_some(), lies_end_to_end, "{lengths:?}");
+        }
+    }
+}
