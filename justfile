@@ -36,7 +36,7 @@ bench-peers *options:
     set -euo pipefail
     cargo build --quiet --locked -p unsay-bench -p unsay-experiment
     case " $* " in
-        *" --list "* | *" --help "*) python=python3 ;;
+        *" --list "* | *" --help "* | *" --alone ours "*) python=python3 ;;
         *) python=$(crates/bench/peers/environment.sh) ;;
     esac
     exec "${CARGO_TARGET_DIR:-target}/debug/unsay-bench" peers --python "$python" "$@"

@@ -1,6 +1,6 @@
 """DPO and reward models: TRL's trainers, in their own loop.
 
-What differs from TRL's defaults: no checkpointing of activations (it would cost a third more time), precision as the way
+What differs from TRL's defaults: no checkpointing of activations (it would cost a third more time), precision and logits as the way
 says, a constant learning rate, a record of every step that goes nowhere, and batches in the order that both sides share.
 """
 

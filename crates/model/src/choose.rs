@@ -42,13 +42,19 @@ pub(crate) fn choose(logits: &Tensor, sampling: &Sampling, bans: &Bans, uniforms
         most_probable(&scores)?
     } else {
         let scores = match sampling.temperature.to_bits() == 1.0_f64.to_bits() {
-            true => scores,
+            true => scores.shallow_clone(),
             false => scores.f_div_scalar(sampling.temperature)?,
         };
         sample(&scores, sampling, &uniforms.f_unsqueeze(-1)?)?
     };
-    let logps = logps.f_gather(-1, &ids, false)?.f_squeeze_dim(-1)?;
-    Ok((ids, logps))
+    let of_chosen = |x: &Tensor| -> Result<Tensor> { Ok(x.f_gather(-1, &ids, false)?.f_squeeze_dim(-1)?) };
+    let mut chosen = of_chosen(&logps)?;
+    if !bans.0.is_empty() {
+        // Where a guide and bans together leave nothing, what was taken is no choice: the caller refuses what is no number.
+        let none = of_chosen(&scores)?.f_eq(f64::NEG_INFINITY)?;
+        chosen = chosen.f_masked_fill(&none, f64::NAN)?;
+    }
+    Ok((ids, chosen))
 }
 
 /// The place of each row's greatest score [R, 1], the first of equals. libtorch's own argmax is ten times slower on the
@@ -204,5 +210,8 @@ mod tests {
         bans.add(1, [0, 2].into_iter());
         let (ids, logp) = pick(&bans);
         assert!(ids == [1, 1] && (logp - (2.0 - total)).abs() < 1e-12);
+        // Of nothing none: the token that is taken then was banned, and has a log-prob.
+        bans.add(0, [1, 2].into_iter());
+        assert!(pick(&bans).1.is_nan());
     }
 }

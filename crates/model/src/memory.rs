@@ -3,7 +3,7 @@
 /// Where glibc reads the settings of its allocator, at the start of a process and never again.
 const VARIABLE: &str = "GLIBC_TUNABLES";
 
-/// Says that a program was started anew already. glibc takes [`VARIABLE`] out of the environment of programs with the rights of
+/// Says that a program was started anew already. Newer versions of glibc take [`VARIABLE`] out of the environment of programs with the rights of
 /// another user or with capabilities of their own, which would otherwise start anew for ever.
 const RESTARTED: &str = "UNSAY_RESTARTED";
 

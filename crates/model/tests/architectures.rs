@@ -7,90 +7,15 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{config, decoder, random, random_ids};
+use common::{architectures as all, config, decoder, random, random_ids};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Activation, Architecture, Config, Decoder, Generation, Gpt2, Llama, LoraConfig, Mistral, Phi3, Precision, Qwen2,
-    RopeScaling, Sampling, SequenceClassifier, TargetModules, Trained,
+    Architecture, Config, Decoder, Generation, LoraConfig, Mistral, Precision, RopeScaling, Sampling,
+    SequenceClassifier, TargetModules, Trained,
 };
-
-/// A small description of each architecture and of each of its forms.
-fn all() -> Vec<Config> {
-    let small = |architecture, kv_heads| Config {
-        architecture,
-        pad_token_id: Some(0),
-        bos_token_id: Some(1),
-        eos_token_ids: vec![3],
-        ..config(4, kv_heads, 6, 3)
-    };
-    let llama = |attention_bias, mlp_bias| {
-        Architecture::Llama(Llama {
-            attention_bias,
-            mlp_bias,
-        })
-    };
-    let qwen2 = Qwen2 {
-        use_sliding_window: true,
-        sliding_window: Some(3),
-        layer_types: Some(vec![true, false, true]),
-        ..Qwen2::default()
-    };
-    let phi3 = Phi3 {
-        partial_rotary_factor: 0.5,
-        sliding_window: Some(4),
-    };
-    let yarn = RopeScaling::Yarn {
-        factor: 4.0,
-        attention_factor: None,
-        beta_fast: 8.0,
-        beta_slow: 1.0,
-        mscale: Some(1.0),
-        mscale_all_dim: None,
-        original_max_position_embeddings: Some(16),
-        truncate: true,
-    };
-    let llama3 = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_position_embeddings: 32,
-    };
-    vec![
-        small(llama(false, false), 2),
-        Config {
-            tie_word_embeddings: false,
-            rope_scaling: llama3,
-            eos_token_ids: vec![3, 4],
-            ..small(llama(true, true), 2)
-        },
-        Config {
-            rope_scaling: yarn,
-            ..small(llama(true, false), 4)
-        },
-        Config {
-            rope_scaling: RopeScaling::Linear { factor: 2.0 },
-            ..small(
-                Architecture::Mistral(Mistral {
-                    sliding_window: Some(3),
-                }),
-                2,
-            )
-        },
-        small(Architecture::Mistral(Mistral { sliding_window: None }), 2),
-        small(Architecture::Qwen2(qwen2), 2),
-        small(Architecture::Qwen2(Qwen2::default()), 1),
-        small(Architecture::Phi3(phi3), 2),
-        Config {
-            activation: Activation::GeluNew,
-            rope_theta: 10_000.0,
-            intermediate_size: 50,
-            ..small(Architecture::Gpt2(Gpt2), 4)
-        },
-    ]
-}
 
 fn logits(decoder: &Decoder, ids: &Tensor) -> Tensor {
     no_grad(|| {

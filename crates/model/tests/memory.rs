@@ -12,7 +12,8 @@ const PROGRAM: &str = "UNSAY_TEST_PROGRAM";
 const SETTINGS: &str = "GLIBC_TUNABLES";
 const RESTARTED: &str = "UNSAY_RESTARTED";
 
-/// glibc takes the settings out of the environment of a program with capabilities of its own, which was started anew for ever.
+/// Newer versions of glibc take the settings out of the environment of a program with capabilities of its own, which was
+/// started anew for ever.
 #[test]
 fn a_program_whose_settings_are_taken_away_is_not_started_anew_again() {
     if env::var_os(PROGRAM).is_some() {

@@ -8,6 +8,7 @@ mod queue;
 mod rows;
 mod slots;
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use tch::{Kind, Tensor, no_grad};
@@ -185,6 +186,18 @@ impl<'a> Generation<'a> {
                 most,
                 sampling.max_new_tokens,
             ));
+        }
+        if sampling.min_new_tokens > 0 {
+            let n_ends = ends.iter().collect::<HashSet<_>>().len();
+            // So many n-grams can have begun as the last tokens do.
+            let used = sampling
+                .block_ngram
+                .map_or(0, |n| sampling.min_new_tokens.saturating_sub(n));
+            if n_ends + used >= config.vocab_size {
+                let expected = format!("a token of {} that stays free", config.vocab_size);
+                let got = format!("{n_ends} end tokens and up to {used} that would repeat an n-gram");
+                return Err(Error::input("`min_new_tokens` with bans", expected, got));
+            }
         }
         let longest = config.max_position_embeddings;
         for (i, prompt) in prompts.iter().enumerate() {
