@@ -19,8 +19,8 @@ const PER_OCTAVE: u64 = 4;
 
 /// What attention keeps for its way back, of every part that a [`Sight`] takes it apart into.
 ///
-/// libtorch computes bf16 attention on the processor in tiles, slowly, and widened to f32 its way back is a third of a
-/// training pass in bf16. Here the weights P of all queries are made again from the sums that went forward, as they lie:
+/// libtorch's own way back of bf16 attention is slow on the processor, and widened to f32 it was a third of a training step.
+/// Here the weights P of all queries are made again from what went forth, in bf16 products that oneDNN multiplies:
 ///
 /// ```text
 /// P = exp(s·Q·Kᵀ - L)    L: the logarithm of each query's sum of exponentials, s = 1/√d
@@ -28,8 +28,8 @@ const PER_OCTAVE: u64 = 4;
 /// dV = Pᵀ·G    dQ = E·K    dK = Eᵀ·Q
 /// ```
 ///
-/// What is subtracted is a column of one factor beside ones of the other, in two pieces where the numbers are narrow: a
-/// product adds up in f32, so only differences are rounded, which are small where P is large.
+/// What is subtracted is a column of one factor, with ones in the other, and in two pieces where numbers are narrow: a
+/// product adds up in f32, so what is rounded is the difference alone, which is small where P is large.
 #[derive(Debug)]
 pub(crate) struct Attended {
     /// B and T of the whole.
