@@ -67,6 +67,12 @@ impl Attention {
         way: Way<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let [q, k, v] = self.turned(maps, way)?;
+        way.wanted(&attend(&q, &k, &v)?)
+    }
+
+    /// From what the maps gave to turned queries and keys and the values, each [B, T, heads, d].
+    pub(crate) fn turned(&self, maps: &[Tensor], way: Way<'_>) -> Result<[Tensor; 3]> {
         let (rows, width, _) = maps[0].size3()?;
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let (q, k, v) = match maps {
@@ -80,7 +86,21 @@ impl Attention {
         let q = way.place.turn(heads(&q, self.heads)?)?;
         let k = way.place.turn(heads(&k, self.kv_heads)?)?;
         let v = heads(&v, self.kv_heads)?;
-        way.wanted(&attend(&q, &k, &v)?)
+        Ok([q, k, v])
+    }
+
+    /// The gradients of what the maps gave, from those of turned queries and keys and of values.
+    pub(crate) fn turned_backward(&self, [q, k, v]: [Tensor; 3], way: Way<'_>) -> Result<Vec<Tensor>> {
+        let parts = [way.place.turn_back(q)?, way.place.turn_back(k)?, v];
+        let merged = parts.iter().map(|x| {
+            let (rows, width, heads, dim) = x.size4()?;
+            Ok(x.f_reshape([rows, width, heads * dim])?)
+        });
+        let merged = merged.collect::<Result<Vec<_>>>()?;
+        match self.projections {
+            Projections::Separate { .. } => Ok(merged),
+            Projections::Fused(_) => Ok(vec![Tensor::f_cat(&merged, -1)?]),
+        }
     }
 
     /// Its linear maps.
@@ -139,10 +159,26 @@ impl Sight {
         }
         Ok(Self::Masked(mask))
     }
+
+    /// The additive mask, where there is one.
+    pub(crate) fn mask(&self) -> Option<&Tensor> {
+        match self {
+            Self::Masked(mask) => Some(mask),
+            _ => None,
+        }
+    }
+
+    /// How many pairs of a query and a key a row of `width` makes, hidden ones too.
+    pub(crate) fn pairs(&self, width: i64) -> i64 {
+        match self {
+            Self::Blocks(blocks) => blocks.pairs(),
+            _ => width.saturating_mul(width),
+        }
+    }
 }
 
 /// Which position (third axis) sees which (last axis), [B, 1, T, T] or [1, 1, T, T].
-fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) -> Result<Tensor> {
+pub(crate) fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) -> Result<Tensor> {
     let mut seen = Tensor::f_ones([width, width], (Kind::Bool, device))?.f_tril(0)?;
     if let Some(window) = window {
         seen = seen.f_triu(1 - window)?;
@@ -158,6 +194,15 @@ fn seen(real: Option<&Tensor>, width: i64, window: Option<i64>, device: Device) 
 /// takes 2.4 to 3.2 times as long at 64 positions with its way back, as long at 256, and 0.75 times as long at 1024.
 const WIDE_UP_TO: i64 = 256;
 
+/// The kind that attention of queries q [B, T, H, d] is computed in.
+pub(crate) fn computed_in(q: &Tensor) -> Result<Kind> {
+    let kind = q.f_kind()?;
+    match kind == Kind::BFloat16 && q.device() == Device::Cpu && q.size4()?.1 <= WIDE_UP_TO {
+        true => Ok(Kind::Float),
+        false => Ok(kind),
+    }
+}
+
 /// q [B, T, H, d], k and v [B, S, G, d] with G dividing H → [B, T, H·d]; without a mask S is T.
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Result<Tensor> {
     let mask = match sight {
@@ -165,9 +210,9 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Sight) -> Resul
         Sight::Causal => None,
         Sight::Masked(mask) => Some(mask),
     };
-    let kind = q.f_kind()?;
-    if kind == Kind::BFloat16 && q.device() == Device::Cpu && q.size()[1] <= WIDE_UP_TO {
-        let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+    let (kind, computed) = (q.f_kind()?, computed_in(q)?);
+    if kind != computed {
+        let wide = |x: &Tensor| x.f_to_kind(computed);
         let sight = match mask {
             None => Sight::Causal,
             Some(mask) => Sight::Masked(wide(mask)?),
@@ -197,7 +242,7 @@ pub(crate) fn attend_step_by_step(q: &Tensor, k: &Tensor, v: &Tensor, sight: &Si
 }
 
 /// [B, H, T, d] → [B, T, H·d].
-fn merge_heads(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn merge_heads(x: &Tensor) -> Result<Tensor> {
     let (rows, heads, width, dim) = x.size4()?;
     Ok(x.f_transpose(1, 2)?.f_reshape([rows, width, heads * dim])?)
 }

@@ -46,6 +46,20 @@ impl<'a> Way<'a> {
             None => Ok(x.shallow_clone()),
         }
     }
+
+    /// The gradient of x [B, T, ..] from that of what was [`Way::wanted`] of it.
+    pub(crate) fn spread(&self, gradient: &Tensor, (n, width): (i64, i64)) -> Result<Tensor> {
+        let wide = gradient.size().last().copied().unwrap_or(0);
+        let all = match self.rows {
+            None => gradient.shallow_clone(),
+            // No row twice.
+            Some(rows) => {
+                let zeros = Tensor::f_zeros([n * width, wide], (gradient.f_kind()?, gradient.device()))?;
+                zeros.f_index_copy(0, rows, gradient)?
+            }
+        };
+        Ok(all.f_view([n, width, wide])?)
+    }
 }
 
 /// States [B, T, D] at flat positions `[N]`, [N, D].

@@ -4,9 +4,12 @@
 //! sees the prompt and itself. Everything but attention is done token by token and needs to know only the positions.
 //! Attention takes the tokens apart into blocks: prompts over themselves, branches over their prompt and themselves.
 
+use std::borrow::Borrow;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Sight, additive, attend};
+use crate::logps::wide;
 use crate::{Error, Result};
 
 /// Which of `N` tokens that lie end to end belong together: prompt after prompt, each followed by its branches.
@@ -191,22 +194,91 @@ impl Blocks {
 
     /// q [1, N, H, d], k and v [1, N, G, d] → [1, N, H·d].
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let parts = self.split(q, k, v)?.into_iter();
+        let outs = parts.map(|([q, k, v], sight)| attend(&q, &k, &v, sight));
+        self.join(&outs.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Of q [1, N, H, d], k and v [1, N, G, d] those of the prompts and, where there are any, of the branches, each
+    /// [rows, width, heads, d], with what is seen there.
+    pub(crate) fn split(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Vec<([Tensor; 3], &Sight)>> {
         let prompts = &self.prompts;
-        let flat = |x: Tensor| -> Result<Tensor> {
-            let (rows, width, wide) = x.size3()?;
-            Ok(x.f_view([rows * width, wide])?)
-        };
-        let own = [q, k, v].map(|x| prompts.take(x));
-        let [own_q, own_k, own_v] = own;
-        let mut out = flat(attend(&own_q?, &own_k?, &own_v?, &prompts.sight)?)?;
+        let own = [prompts.take(q)?, prompts.take(k)?, prompts.take(v)?];
+        let mut parts = vec![(own, &prompts.sight)];
         if let Some((branches, keys)) = &self.branches {
             let shape = (branches.rows, prompts.width + branches.width);
-            let (k, v) = (pick(k, keys, shape)?, pick(v, keys, shape)?);
-            let gone_on = flat(attend(&branches.take(q)?, &k, &v, &branches.sight)?)?;
-            out = Tensor::f_cat(&[out, gone_on], 0)?;
+            let theirs = [branches.take(q)?, pick(k, keys, shape)?, pick(v, keys, shape)?];
+            parts.push((theirs, &branches.sight));
         }
+        Ok(parts)
+    }
+
+    /// What was attended to in each of the parts, [rows, width, H·d], in the order of the tokens [1, N, H·d].
+    pub(crate) fn join<T: Borrow<Tensor>>(&self, parts: &[T]) -> Result<Tensor> {
+        let out = flat(parts)?;
         Ok(Tensor::f_embedding(&out, &self.back, -1, false, false)?.f_unsqueeze(0)?)
     }
+
+    /// The gradients of what was attended to in each of the parts, [rows, width, H·d], with what is seen there, from that
+    /// of all [1, N, H·d]; 0 at padding.
+    pub(crate) fn split_back(&self, gradient: &Tensor) -> Result<Vec<(Tensor, &Sight)>> {
+        let (_, n, wide) = gradient.size3()?;
+        let blocks = [Some(&self.prompts), self.branches.as_ref().map(|(block, _)| block)];
+        let blocks: Vec<&Block> = blocks.into_iter().flatten().collect();
+        let places = blocks.iter().map(|block| block.rows * block.width).sum::<i64>();
+        let options = (gradient.f_kind()?, gradient.device());
+        let all =
+            Tensor::f_zeros([places, wide], options)?.f_index_copy_(0, &self.back, &gradient.f_reshape([n, wide])?)?;
+        let mut start = 0;
+        let part = |block: &&'_ Block| -> Result<Tensor> {
+            let n = block.rows * block.width;
+            let part = all.f_narrow(0, start, n)?.f_view([block.rows, block.width, wide])?;
+            start += n;
+            Ok(part)
+        };
+        let parts = blocks.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(parts.into_iter().zip(blocks.iter().map(|block| &block.sight)).collect())
+    }
+
+    /// The gradients of q, k and v [1, N, heads, d], from those of each of the parts, which are 0 at padding.
+    pub(crate) fn join_back(&self, parts: &[[Tensor; 3]]) -> Result<[Tensor; 3]> {
+        let of = |which: usize| -> Result<(Tensor, [i64; 4])> {
+            let (.., heads, dim) = parts[0][which].size4()?;
+            let n = self.back.size1()?;
+            let found: Vec<&Tensor> = parts.iter().map(|part| &part[which]).collect();
+            Ok((flat(&found)?, [1, n, heads, dim]))
+        };
+        let (q, size) = of(0)?;
+        let q = q.f_index_select(0, &self.back)?.f_view(size)?;
+        let seen = match &self.branches {
+            Some((_, keys)) => Tensor::f_cat(&[&self.prompts.index, keys], 0)?,
+            None => self.prompts.index.shallow_clone(),
+        };
+        // A prompt is summed up in one fixed order.
+        let summed = |which: usize| -> Result<Tensor> {
+            let (found, size) = of(which)?;
+            let kind = found.f_kind()?;
+            let sum = Tensor::f_embedding_dense_backward(&wide(found)?, &seen, size[1], -1, false)?;
+            Ok(sum.f_to_kind(kind)?.f_view(size)?)
+        };
+        Ok([q, summed(1)?, summed(2)?])
+    }
+
+    /// Pairs of a query and a key in the larger of the parts, of a row.
+    pub(crate) fn pairs(&self) -> i64 {
+        let prompt = self.prompts.width;
+        let branch = self.branches.as_ref().map_or(0, |(block, _)| block.width);
+        (prompt * prompt).max(branch * (prompt + branch))
+    }
+}
+
+/// Parts [rows, width, ..] as rows [Σ rows · width, ..].
+fn flat<T: Borrow<Tensor>>(parts: &[T]) -> Result<Tensor> {
+    let flat = parts.iter().map(|part| {
+        let size = part.borrow().size();
+        Ok(part.borrow().f_reshape([size[0] * size[1], -1])?)
+    });
+    Ok(Tensor::f_cat(&flat.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// Which tokens of its prompt, in `width.0` places, and of itself, in `width.1` places, each token of a branch sees:

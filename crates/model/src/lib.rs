@@ -21,6 +21,7 @@
 mod activation;
 mod adapter;
 mod arch;
+mod attended;
 mod attention;
 mod block;
 mod branches;

@@ -73,6 +73,14 @@ impl Place {
             Self::Added(_) => Ok(heads),
         }
     }
+
+    /// The gradient of what [`Place::turn`] was given, from that of what it made.
+    pub(crate) fn turn_back(&self, gradient: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Rotation(rotation) => rotation.apply_back(&gradient),
+            Self::Added(_) => Ok(gradient),
+        }
+    }
 }
 
 /// How many real tokens stand before each, from real [B, T] (true where a token is real); 0 at padding on

@@ -53,7 +53,17 @@ impl Rotation {
         Ok(Tensor::f_cat(&[turned, x.f_narrow(-1, self.dim, rest)?], -1)?)
     }
 
-    /// The same in place, where no gradient is wanted.
+    /// The gradient of what [`Rotation::apply`] turned, from that of what came out: the other way round.
+    pub(crate) fn apply_back(&self, gradient: &Tensor) -> Result<Tensor> {
+        let back = Self {
+            cos: self.cos.shallow_clone(),
+            sin: self.sin.f_neg()?,
+            dim: self.dim,
+        };
+        back.apply(gradient)
+    }
+
+    /// The same as [`Rotation::apply`] in place, where no gradient is wanted.
     pub(crate) fn apply_in_place(&self, x: &Tensor) -> Result<()> {
         let mut x = x.f_narrow(-1, 0, self.dim)?;
         let swapped = x.f_roll([self.dim / 2], [-1])?;

@@ -4,6 +4,7 @@
 use tch::{Kind, Tensor};
 
 use crate::Result;
+use crate::attended::Attended;
 use crate::block::{Block, Way};
 use crate::linear;
 use crate::norm::Norm;
@@ -117,7 +118,7 @@ impl<'a> Staged<'a> {
 #[derive(Debug)]
 struct StagedBlock {
     before_attention: Stage,
-    attention: Stage,
+    attention: Seen,
     before_mlp: Stage,
     mlp: Stage,
     /// The size of what entered it, where the gradient of that is wanted.
@@ -131,9 +132,7 @@ impl StagedBlock {
         let Block { attention, mlp, .. } = block;
         let first = Stage::of_norm(&block.before_attention, x, wanted)?;
         let maps = linear::all(&attention.maps(), &first.input(way)?)?;
-        let seen = Stage::run(&refs(&maps), true, |maps| {
-            attention.seen(maps, way, |q, k, v| trunk.attend(at.0, q, k, v, &at.1.sights))
-        })?;
+        let seen = Seen::forward(trunk, &maps, at)?;
         let x = way.wanted(x)?.f_add(&attention.out.of(&seen.input(way)?)?)?;
         let second = Stage::of_norm(&block.before_mlp, &x, true)?;
         let maps = linear::all(&mlp.maps(), &second.input(way)?)?;
@@ -162,7 +161,11 @@ impl StagedBlock {
         let middle = before.shallow_clone().f_add_(gradient)?;
         let seen = block.attention.out.backward(&self.attention.input(way)?, &middle)?;
         let entered = self.before_attention.input(way)?;
-        let first = linear::backward(&block.attention.maps(), &entered, &self.attention.backward(&seen)?)?;
+        let first = linear::backward(
+            &block.attention.maps(),
+            &entered,
+            &self.attention.backward(trunk, at, &seen)?,
+        )?;
         let mut first = self.before_attention.norm_backward(&block.before_attention, &first)?;
         let Some(size) = &self.wanted else {
             return Ok(first);
@@ -178,8 +181,50 @@ impl StagedBlock {
     }
 }
 
-fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
-    tensors.iter().collect()
+/// Attention between its maps.
+#[derive(Debug)]
+enum Seen {
+    Graph(Stage),
+    Products { attended: Box<Attended>, output: Tensor },
+}
+
+impl Seen {
+    /// What is attended to, from what the maps gave.
+    fn forward(trunk: &Trunk, maps: &[Tensor], (index, frame): (usize, &Frame)) -> Result<Self> {
+        let (block, way) = trunk.way(index, frame);
+        let Some(sight) = trunk.sight_of_products(index, &frame.sights, maps[0].size3()?.1) else {
+            let maps: Vec<&Tensor> = maps.iter().collect();
+            let attend = |q: &Tensor, k: &Tensor, v: &Tensor| trunk.attend(index, q, k, v, &frame.sights);
+            return Stage::run(&maps, true, |maps| block.attention.seen(maps, way, attend)).map(Self::Graph);
+        };
+        let (attended, output) = Attended::forward(block.attention.turned(maps, way)?, sight)?;
+        Ok(Self::Products {
+            attended: Box::new(attended),
+            output: way.wanted(&output)?,
+        })
+    }
+
+    /// On its way into the next map.
+    fn input(&self, way: Way<'_>) -> Result<Input> {
+        match self {
+            Self::Graph(stage) => stage.input(way),
+            Self::Products { output, .. } => Input::new(output, way.products),
+        }
+    }
+
+    /// From the gradient of what was attended to, to those of what the maps gave.
+    fn backward(self, trunk: &Trunk, (index, frame): (usize, &Frame), gradient: &Tensor) -> Result<Vec<Tensor>> {
+        let (block, way) = trunk.way(index, frame);
+        match self {
+            Self::Graph(stage) => stage.backward(gradient),
+            Self::Products { attended, output } => {
+                drop(output);
+                let gradient = way.spread(gradient, attended.size())?;
+                let found = attended.backward(&gradient, trunk.sight(index, &frame.sights))?;
+                block.attention.turned_backward(found, way)
+            }
+        }
+    }
 }
 
 /// A piece of the computation, cut off from what is before and behind it. It goes back by autograd, or without a graph by a

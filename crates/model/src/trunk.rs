@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::attended::Attended;
 use crate::attention::{Sight, attend, attend_step_by_step};
 use crate::block::{Block, Way, chosen};
 use crate::branches::Branches;
@@ -333,10 +334,7 @@ impl Trunk {
 
     /// Attention of block `i` over the whole batch: q [B, T, H, d], k and v [B, T, G, d] → [B, T, H·d].
     pub(crate) fn attend(&self, i: usize, q: &Tensor, k: &Tensor, v: &Tensor, sights: &Sights) -> Result<Tensor> {
-        let sight = match &sights.near {
-            Some(near) if self.windows[i].is_some() => near,
-            _ => &sights.all,
-        };
+        let sight = self.sight(i, sights);
         if self.like_transformers.eager {
             let softmax = match self.positions {
                 Positions::Rotary(_) => Kind::Float,
@@ -345,6 +343,22 @@ impl Trunk {
             return attend_step_by_step(q, k, v, sight, softmax);
         }
         attend(q, k, v, sight)
+    }
+
+    /// What positions see in block `i`.
+    pub(crate) fn sight<'a>(&self, i: usize, sights: &'a Sights) -> &'a Sight {
+        match &sights.near {
+            Some(near) if self.windows[i].is_some() => near,
+            _ => &sights.all,
+        }
+    }
+
+    /// The same, where attention over `width` positions takes its way back in products.
+    pub(crate) fn sight_of_products<'a>(&self, i: usize, sights: &'a Sights, width: i64) -> Option<&'a Sight> {
+        let sight = self.sight(i, sights);
+        let heads = self.blocks[i].attention.heads;
+        let applies = Attended::applies((self.embedding.kind(), self.device()), sight, (heads, width));
+        (applies && !self.like_transformers.eager).then_some(sight)
     }
 
     /// The window of the blocks that have one; all of them have the same.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use common::random_ids;
@@ -123,7 +124,7 @@ fn gradients_in_stages_are_those_of_autograd_in_every_architecture() {
         layers: None,
         use_rslora: false,
     };
-    let mut compared = 0;
+    let (mut compared, mut exact) = (0, HashMap::new());
     for case in [
         "gpt2_f32",
         "llama_yarn_f32",
@@ -144,7 +145,10 @@ fn gradients_in_stages_are_those_of_autograd_in_every_architecture() {
                 .unwrap();
             let decoder = decoder.with_precision(precision).unwrap();
             for param in decoder.params().trainable().filter(|p| p.name().contains("lora_B")) {
-                let _ = tch::no_grad(|| param.full().shallow_clone().fill_(0.3));
+                // Not all alike: what a layer norm hands back adds up to nothing.
+                let full = param.full();
+                let varied = Tensor::arange(full.numel() as i64, (full.kind(), Device::Cpu)).sin() * 0.5;
+                tch::no_grad(|| full.shallow_clone().copy_(&varied.view_as(full)));
                 param.round().unwrap();
             }
             let trunk = decoder.trunk();
@@ -169,7 +173,11 @@ fn gradients_in_stages_are_those_of_autograd_in_every_architecture() {
             });
             for ((name, plain), (_, found)) in plain.iter().zip(&staged) {
                 let off = distance(plain, found);
-                let most = tolerance(Kind::Float, precision);
+                // In bf16 small differences of large numbers are mostly rounding, autograd's own too.
+                let f32s = exact
+                    .entry(format!("{case} {name} {trained:?}"))
+                    .or_insert_with(|| plain.copy());
+                let most = tolerance(Kind::Float, precision).max(distance(f32s, plain));
                 assert!(off < most, "{case} {name} {precision:?} {trained:?}: {off}");
             }
             for found in [Some(replayed), above].into_iter().flatten() {
