@@ -14,6 +14,7 @@
 //! * [`ValueHead`], [`DirectorHead`]: heads of their own beside a decoder; [`Generation::guide`]: sampling by their scores
 //! * [`LoraConfig`], [`Decoder::add_lora`]: low-rank adapters in PEFT's layout, on, off and merged
 //! * [`device`]: `cpu`, `cuda`, `cuda:N`
+//! * [`operators`]: what libtorch has and its bindings have not
 //! * [`weights`]: safetensors files, [`files`]: replacing a file whole or not at all
 //!
 //! Tensors are not `Sync`: a model belongs to one thread at a time, and moves between threads freely.
@@ -46,6 +47,7 @@ mod low_rank;
 pub mod memory;
 mod mlp;
 mod norm;
+pub mod operators;
 mod params;
 mod peft;
 mod positions;
