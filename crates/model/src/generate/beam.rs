@@ -304,7 +304,7 @@ impl<'a> Search<'a> {
             .f_view([-1, 1])?
             .f_to(self.states.device())?;
         let turn = self.slots.turn(self.engine.decoder.trunk().narrowest_window())?;
-        self.states = self.engine.step(&ids, &self.slots, &turn)?;
+        self.states = self.engine.step(&ids, &mut self.slots, &turn)?;
         for (i, group) in self.groups.iter().enumerate() {
             if group.is_some() {
                 (i * size..(i + 1) * size).for_each(|row| self.slots.advance(row));

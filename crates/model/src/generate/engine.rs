@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::packed::Packer;
 use super::product::Product;
-use super::slots::{Seen, Shape, Slots, Turn};
+use super::slots::{Shape, Slots, Turn};
 use crate::attention::Projections;
 use crate::block::Block;
 use crate::logps::wide;
@@ -26,6 +26,8 @@ pub(super) struct Engine<'a> {
     head: Product<'a>,
     /// What attention is computed in, and what keys and values are kept in.
     attention: Kind,
+    /// Whether keys and values lie as a processor's attention reads them.
+    pub(super) apart: bool,
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
@@ -66,6 +68,7 @@ impl<'a> Engine<'a> {
             norm: trunk.norm.lean()?,
             head: Product::of(&decoder.output_embedding(), packer)?,
             attention,
+            apart: device == Device::Cpu,
             heads: config.num_attention_heads as i64,
             kv_heads: config.num_key_value_heads as i64,
             head_dim: config.head_dim as i64,
@@ -76,11 +79,15 @@ impl<'a> Engine<'a> {
     /// Room for the keys of so many rows, each of up to so many tokens.
     pub(super) fn slots(&self, rows: usize, slots: usize) -> Result<Slots> {
         let shape = Shape {
+            heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             slots: slots as i64,
         };
-        Slots::new(self.layers.len(), rows, shape, (self.attention, self.trunk().device()))
+        // One row has few keys to wait for.
+        let apart = self.apart && rows > 1;
+        let options = (self.attention, self.trunk().device());
+        Slots::new(self.layers.len(), rows, (shape, apart), options)
     }
 
     /// Runs prompts ids [N, T] (Int64), padded on the right, of which `lengths` `[N]` are real; stores their keys for
@@ -110,7 +117,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs one new token ids [R, 1] per row and stores its keys. Returns the final states [R, D].
-    pub(super) fn step(&self, ids: &Tensor, slots: &Slots, turn: &Turn) -> Result<Tensor> {
+    pub(super) fn step(&self, ids: &Tensor, slots: &mut Slots, turn: &Turn) -> Result<Tensor> {
         let trunk = self.trunk();
         let place = trunk.positions.at(&turn.position, turn.longest())?;
         let x = self.run(ids, place, |layer, q, kv| {
@@ -119,8 +126,7 @@ impl<'a> Engine<'a> {
                 Some(near) if trunk.window(layer).is_some() => near,
                 _ => &turn.all,
             };
-            let (k, v) = slots.read(layer, seen)?;
-            self.attend(q, &k, &v, seen)
+            slots.attend(layer, q, seen)
         })?;
         self.norm.forward(&x)
     }
@@ -140,7 +146,7 @@ impl<'a> Engine<'a> {
         &self,
         ids: &Tensor,
         place: Place,
-        attend: impl Fn(usize, &Tensor, &Tensor) -> Result<Tensor>,
+        mut attend: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let trunk = self.trunk();
         let (n, t) = ids.size2()?;
@@ -167,34 +173,6 @@ impl<'a> Engine<'a> {
                 .apply_onto(&layer.inner(&layer.before_mlp.forward(&x)?)?, &x)?;
         }
         Ok(x)
-    }
-
-    /// One new position per row against what its row holds: q [R, 1, H, d], k and v [R·G, n, d] → [R, H·d]. The queries
-    /// of a group stand in for positions, so keys are not copied.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, seen: &Seen) -> Result<Tensor> {
-        let (rows, groups, dim) = (q.size()[0], self.kv_heads, self.head_dim);
-        let per_group = self.heads / groups;
-        if rows == 1 || q.device() != Device::Cpu {
-            let of_rows = |x: &Tensor| x.f_view([rows, groups, -1, dim]);
-            let q = q.f_reshape([rows, groups, per_group, dim])?;
-            let n = k.size()[1];
-            let mask = seen
-                .mask
-                .as_ref()
-                .map(|mask| mask.f_view([rows, groups, 1, n]))
-                .transpose()?;
-            let out =
-                Tensor::f_scaled_dot_product_attention(&q, &of_rows(k)?, &of_rows(v)?, mask, 0.0, false, None, false)?;
-            return Ok(out.f_reshape([rows, -1])?);
-        }
-        let q = q.f_reshape([rows * groups, per_group, dim])?;
-        let scale = (dim as f64).powf(-0.5);
-        let k = k.f_transpose(1, 2)?;
-        let scores = match &seen.mask {
-            Some(mask) => mask.f_baddbmm(&q, &k, 1.0, scale)?,
-            None => q.f_mul_scalar(scale)?.f_bmm(&k)?,
-        };
-        Ok(scores.f_softmax(-1, None::<Kind>)?.f_bmm(v)?.f_view([rows, -1])?)
     }
 }
 

@@ -7,6 +7,7 @@ mod product;
 mod queue;
 mod rows;
 mod slots;
+mod store;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;

@@ -212,7 +212,7 @@ impl<'a> Rows<'a> {
     /// Runs the tokens that were chosen last, [R, 1].
     fn step(&mut self, ids: &Tensor) -> Result<()> {
         let turn = self.slots.turn(self.window)?;
-        self.states = self.engine.step(ids, &self.slots, &turn)?;
+        self.states = self.engine.step(ids, &mut self.slots, &turn)?;
         for (row, r) in self.rows.iter().enumerate() {
             if r.active {
                 self.slots.advance(row);
@@ -347,9 +347,10 @@ mod tests {
         let mut compared = 0;
         let mut held = 0;
         for n_rows in [1, 2, 5, 23] {
-            for blind in [1, 3] {
+            for (blind, apart) in [(1, true), (3, true), (3, false)] {
                 let _guard = tch::no_grad_guard();
-                let engine = Engine::new(&decoder).unwrap();
+                let mut engine = Engine::new(&decoder).unwrap();
+                engine.apart = apart;
                 let mut draw = draw;
                 let mut request = Generation::new(&decoder, &sampling, &[END]).draws(&mut draw);
                 let mut rows = Rows::new(&engine, &request, &prompts, n_rows).unwrap();

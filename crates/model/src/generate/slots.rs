@@ -1,17 +1,22 @@
 //! Keys and values of the rows that generate, each row's from slot 0 on.
 
+use std::rc::Rc;
+
 use tch::{Device, Kind, Tensor};
 
+use super::store::{Meeting, Places, Store, Values};
 use crate::Result;
 use crate::attention::additive;
 
-/// One buffer [2, R, G, S, d] per block, keys before values, made once for the longest completion.
+/// The keys and values of all blocks, made once for the longest completion.
 #[derive(Debug)]
 pub(super) struct Slots {
-    layers: Vec<Tensor>,
+    layers: Vec<Store>,
     /// How many tokens of each row have keys.
     filled: Vec<i64>,
     shape: Shape,
+    /// Where keys and values lie apart.
+    meeting: Option<Rc<Meeting>>,
     kind: Kind,
     device: Device,
 }
@@ -19,6 +24,8 @@ pub(super) struct Slots {
 /// What all rows share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
+    /// Query heads (H).
+    pub(super) heads: i64,
     /// Key/value heads (G).
     pub(super) kv_heads: i64,
     /// Width of a head (d).
@@ -32,8 +39,7 @@ pub(super) struct Shape {
 pub(super) struct Turn {
     /// Position of each row's token, [R, 1].
     pub(super) position: Tensor,
-    /// Its places [2·R·G] among the slots of a buffer, laid out one after the other.
-    places: Tensor,
+    places: Places,
     /// What blocks without a window see.
     pub(super) all: Seen,
     /// What blocks see that have one, when it hides something.
@@ -43,10 +49,12 @@ pub(super) struct Turn {
 /// Slots that are read, and which row sees which of them.
 #[derive(Debug)]
 pub(super) struct Seen {
-    start: i64,
-    n: i64,
-    /// [R·G, 1, n]: minus infinity where a row does not see a slot; none where every row sees all of them.
+    pub(super) start: i64,
+    pub(super) n: i64,
+    /// [R, n]: minus infinity where a row does not see a slot; none where every row sees all of them.
     pub(super) mask: Option<Tensor>,
+    /// Where keys and values lie apart.
+    pub(super) values: Option<Values>,
 }
 
 impl Turn {
@@ -57,31 +65,39 @@ impl Turn {
 }
 
 impl Slots {
-    pub(super) fn new(n_blocks: usize, rows: usize, shape: Shape, (kind, device): (Kind, Device)) -> Result<Self> {
-        let size = [2, rows as i64, shape.kv_heads, shape.slots, shape.head_dim];
-        // Zeros: what is hidden is multiplied by zero, which a leftover that is no number would survive.
-        let layers = (0..n_blocks)
-            .map(|_| Ok(Tensor::f_zeros(size, (kind, device))?))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
+    /// `apart` lays keys and values out for a processor, otherwise for libtorch's own attention.
+    pub(super) fn new(
+        n_blocks: usize,
+        rows: usize,
+        (shape, apart): (Shape, bool),
+        (kind, device): (Kind, Device),
+    ) -> Result<Self> {
+        let store = |_| Store::new(apart, rows as i64, shape, (kind, device));
+        let mut slots = Self {
+            layers: (0..n_blocks).map(store).collect::<Result<_>>()?,
             filled: vec![0; rows],
             shape,
+            meeting: None,
             kind,
             device,
-        })
+        };
+        if apart {
+            slots.meet()?;
+        }
+        Ok(slots)
+    }
+
+    /// Says which queries meet which keys, where those lie apart from values.
+    fn meet(&mut self) -> Result<()> {
+        let rows = self.filled.len() as i64;
+        self.meeting = Some(Rc::new(Meeting::new(rows, self.shape, self.device)?));
+        Ok(())
     }
 
     /// Stores keys and values [N, T, 2G, d] of N sequences in the first slots of `rows`, the sequence of each row being
     /// `owners`, both `[m]` (Int64).
     pub(super) fn insert(&self, layer: usize, kv: &Tensor, owners: &Tensor, rows: &Tensor) -> Result<()> {
-        let (n, t, _, d) = kv.size4()?;
-        let kv = kv
-            .f_view([n, t, 2, self.shape.kv_heads, d])?
-            .f_permute([2, 0, 3, 1, 4])?;
-        let kv = kv.f_index_select(1, owners)?;
-        let _ = self.layers[layer].f_narrow(3, 0, t)?.f_index_copy_(1, rows, &kv)?;
-        Ok(())
+        self.layers[layer].insert(kv, (owners, rows), self.shape)
     }
 
     /// How many tokens the longest row has keys of.
@@ -96,12 +112,9 @@ impl Slots {
 
     /// Copies the first `n` slots of the rows `from` to the rows `to`, both `[m]`.
     pub(super) fn copy(&self, from: &Tensor, to: &Tensor, n: usize) -> Result<()> {
-        for layer in &self.layers {
-            let mut part = layer.f_narrow(3, 0, n as i64)?;
-            let rows = part.f_index_select(1, from)?;
-            let _ = part.f_index_copy_(1, to, &rows)?;
-        }
-        Ok(())
+        self.layers
+            .iter()
+            .try_for_each(|layer| layer.copy((from, to), n as i64, self.shape))
     }
 
     /// Keeps the given rows.
@@ -109,30 +122,25 @@ impl Slots {
         let kept: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let kept = Tensor::f_from_slice(&kept)?.f_to(self.device)?;
         for layer in &mut self.layers {
-            *layer = layer.f_index_select(1, &kept)?;
+            layer.keep(&kept, self.shape)?;
         }
         self.filled = rows.iter().map(|&row| self.filled[row]).collect();
-        Ok(())
+        match self.meeting {
+            Some(_) => self.meet(),
+            None => Ok(()),
+        }
     }
 
     /// The turn of one new token per row. `window` is that of the blocks that have one.
     pub(super) fn turn(&self, window: Option<i64>) -> Result<Turn> {
-        let (rows, Shape { kv_heads, slots, .. }) = (self.filled.len() as i64, self.shape);
         let at = &self.filled;
-        let heads = |which: i64, row: i64| (0..kv_heads).map(move |head| (which * rows + row) * kv_heads + head);
-        let mut places = Vec::with_capacity((2 * rows * kv_heads) as usize);
-        for which in 0..2 {
-            for (row, at) in (0..rows).zip(at) {
-                places.extend(heads(which, row).map(|head| head * slots + at));
-            }
-        }
         let position = Tensor::f_from_slice(at)?.f_to(self.device)?.f_unsqueeze(1)?;
         let (least, most) = at
             .iter()
             .fold((i64::MAX, 0), |(least, most), &n| (least.min(n), most.max(n)));
         let seen = |window: Option<i64>| self.seen(&position, (least, most), window);
         Ok(Turn {
-            places: Tensor::f_from_slice(&places)?.f_to(self.device)?,
+            places: Places::new(self.meeting.is_some(), at, self.shape, self.device)?,
             all: seen(None)?,
             near: window
                 .filter(|&window| window <= most)
@@ -153,37 +161,26 @@ impl Slots {
             if let Some(window) = window {
                 seen = seen.f_logical_and(&position.f_sub(&slots)?.f_lt(window)?)?;
             }
-            let rows = self.filled.len() as i64;
-            let mask = additive(&seen, self.kind)?.f_view([rows, 1, 1, n])?;
-            let heads = self.shape.kv_heads;
-            Some(
-                mask.f_expand([rows, heads, 1, n], false)?
-                    .f_reshape([rows * heads, 1, n])?,
-            )
+            Some(additive(&seen, self.kind)?)
         };
-        Ok(Seen { start, n, mask })
+        let meeting = self.meeting.as_ref();
+        let values = meeting.map(|meeting| Values::new(meeting, (start, n), self.shape));
+        Ok(Seen {
+            start,
+            n,
+            mask,
+            values: values.transpose()?,
+        })
     }
 
     /// Stores keys and values [R, 1, 2G, d] of one new token per row.
-    pub(super) fn write(&self, layer: usize, kv: &Tensor, turn: &Turn) -> Result<()> {
-        let Shape { kv_heads, head_dim, .. } = self.shape;
-        let rows = self.filled.len() as i64;
-        let kv = kv.f_view([rows, 2, kv_heads, head_dim])?.f_transpose(0, 1)?;
-        let flat = self.layers[layer].f_view([-1, head_dim]);
-        let _ = flat?.f_index_copy_(0, &turn.places, &kv.f_reshape([-1, head_dim])?)?;
-        Ok(())
+    pub(super) fn write(&mut self, layer: usize, kv: &Tensor, turn: &Turn) -> Result<()> {
+        self.layers[layer].write(kv, &turn.places, self.shape)
     }
 
-    /// The keys and the values that are read, each [R·G, n, d].
-    pub(super) fn read(&self, layer: usize, seen: &Seen) -> Result<(Tensor, Tensor)> {
-        let Shape {
-            kv_heads,
-            head_dim,
-            slots,
-        } = self.shape;
-        let all = self.layers[layer].f_view([2, self.filled.len() as i64 * kv_heads, slots, head_dim])?;
-        let all = all.f_narrow(2, seen.start, seen.n)?;
-        Ok((all.f_select(0, 0)?, all.f_select(0, 1)?))
+    /// One new position per row against what its row holds: q [R, 1, H, d] → [R, H·d].
+    pub(super) fn attend(&self, layer: usize, q: &Tensor, seen: &Seen) -> Result<Tensor> {
+        self.layers[layer].attend(q, seen, self.shape)
     }
 
     /// Counts one more token of a row.
