@@ -15,7 +15,7 @@ pub enum Products {
     /// What libtorch's own products use.
     #[default]
     Blas,
-    /// oneDNN. Only for f32 on the processor.
+    /// oneDNN, on the processor: f32 in tensors of its own. bf16 is handed to it by libtorch in any case, and only filled up.
     OneDnn,
 }
 
@@ -38,7 +38,8 @@ pub(crate) fn filled_up(n: i64, steps: u64) -> i64 {
 impl Products {
     /// The faster one for numbers of a kind on a device. Depends on nothing else but the processor.
     pub fn fastest(kind: Kind, device: Device) -> Self {
-        match Self::OneDnn.applies(kind, device) && Processor::here().is_amd_with_avx512() {
+        let faster = || kind == Kind::BFloat16 || Processor::here().is_amd_with_avx512();
+        match Self::OneDnn.applies(kind, device) && faster() {
             true => Self::OneDnn,
             false => Self::Blas,
         }
@@ -54,8 +55,8 @@ impl Products {
 
     /// Whether it can multiply such numbers.
     pub(crate) fn applies(self, kind: Kind, device: Device) -> bool {
-        let onednn = || kind == Kind::Float && device == Device::Cpu && tch::utils::has_mkldnn();
-        self == Self::Blas || onednn()
+        let known = matches!(kind, Kind::Float | Kind::BFloat16) && device == Device::Cpu;
+        self == Self::Blas || (known && tch::utils::has_mkldnn())
     }
 }
 
@@ -73,10 +74,11 @@ impl Input {
     pub(crate) fn new(states: &Tensor, products: Products) -> Result<Self> {
         let width = states.size().last().copied().unwrap_or(0).max(1);
         let narrow = states.f_kind()? == Kind::BFloat16 && states.device() == Device::Cpu;
-        let fills = (products == Products::OneDnn || narrow) && states.numel() as i64 / width >= FEWEST_ROWS;
+        let packs = products == Products::OneDnn && !narrow;
+        let fills = (packs || narrow) && states.numel() as i64 / width >= FEWEST_ROWS;
         Ok(Self {
             filled: match fills {
-                true => Some(fill(&states.f_reshape([-1, width])?, products)?),
+                true => Some(fill(&states.f_reshape([-1, width])?, packs)?),
                 false => None,
             },
             states: states.shallow_clone(),
@@ -115,7 +117,7 @@ impl Input {
     pub(crate) fn backward(&self, weight: &Tensor, gradient: &Tensor, into: Option<Tensor>) -> Result<Tensor> {
         let (entered, gradient) = match &self.filled {
             Some(filled) if filled.is_mkldnn() => return self.packed_backward(filled, weight, gradient, into),
-            Some(filled) => (filled.shallow_clone(), fill(gradient, Products::Blas)?),
+            Some(filled) => (filled.shallow_clone(), fill(gradient, false)?),
             None => (self.flat()?, gradient.shallow_clone()),
         };
         if let Some(mut into) = into {
@@ -131,7 +133,7 @@ impl Input {
         gradient: &Tensor,
         into: Option<Tensor>,
     ) -> Result<Tensor> {
-        let gradient = fill(gradient, Products::OneDnn)?;
+        let gradient = fill(gradient, true)?;
         if let Some(mut into) = into {
             let _ = into.f_add_(&packed.f_mkldnn_linear_backward_weights(&gradient, weight, false)?.0)?;
         }
@@ -141,15 +143,15 @@ impl Input {
 }
 
 /// A matrix [rows, ..] with rows of zeros below, packed where it is not libtorch that hands it on.
-fn fill(matrix: &Tensor, products: Products) -> Result<Tensor> {
+fn fill(matrix: &Tensor, packs: bool) -> Result<Tensor> {
     let rows = matrix.size2()?.0;
     let filled = match filled_rows(rows) - rows {
         0 => matrix.shallow_clone(),
         more => matrix.f_constant_pad_nd([0, 0, 0, more])?,
     };
-    match products {
-        Products::Blas => Ok(filled),
-        Products::OneDnn => Ok(filled.f_to_mkldnn(None)?),
+    match packs {
+        true => Ok(filled.f_to_mkldnn(None)?),
+        false => Ok(filled),
     }
 }
 

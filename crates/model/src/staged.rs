@@ -1,5 +1,5 @@
-//! A pass in stages: autograd within attention, closed forms in norms and feed-forward blocks, the linear maps between them by
-//! hand.
+//! A pass in stages: autograd or, in bf16, products within attention, closed forms in norms and feed-forward blocks, the linear
+//! maps between them by hand.
 
 use tch::{Kind, Tensor};
 
@@ -184,7 +184,9 @@ impl StagedBlock {
 /// Attention between its maps.
 #[derive(Debug)]
 enum Seen {
+    /// It goes back by autograd.
     Graph(Stage),
+    /// It goes back by products.
     Products { attended: Box<Attended>, output: Tensor },
 }
 

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::hand_on::{HandOn, dot};
+use super::products::filled;
 use super::pulls::Pulls;
 use super::rows::Pick;
 use super::{TokenOp, TokenStats};
@@ -32,27 +33,47 @@ pub(super) struct Narrow {
 }
 
 impl Narrow {
-    /// Keeps the gradients of logits [n, V] and the states [n, D] of these rows; gives the former in the kind of the states.
-    pub(super) fn keep(&mut self, dlogits: &Tensor, states: &Tensor, n_rows: i64) -> Result<Tensor> {
-        let filled: i64 = self.states.iter().map(|states| states.size()[0]).sum();
+    /// Keeps the gradients of logits [n, V] and the states [n, D] of these rows, of `n_rows` in all; gives the former in the
+    /// kind of the states, with rows of zeros below where a product is to have `more` rows.
+    pub(super) fn keep(
+        &mut self,
+        dlogits: &Tensor,
+        states: &Tensor,
+        n_rows: i64,
+        more: Option<fn(i64) -> i64>,
+    ) -> Result<Tensor> {
+        let start = self.n_kept();
         let (n, n_tokens) = dlogits.size2()?;
+        let in_all = |n: i64| more.map_or(n, |more| more(n).max(n));
         let all = match self.logits.take() {
             Some(all) => all,
-            None => Tensor::f_empty([n_rows, n_tokens], (states.f_kind()?, states.device()))?,
+            None => Tensor::f_empty([in_all(n_rows), n_tokens], (states.f_kind()?, states.device()))?,
         };
-        let mut kept = all.f_narrow(0, filled, n)?;
+        let mut kept = all.f_narrow(0, start, n)?;
         kept.f_copy_(dlogits)?;
+        let below = (in_all(n) - n).min(all.size()[0] - start - n);
+        let _ = all.f_narrow(0, start + n, below)?.f_zero_()?;
+        let kept = all.f_narrow(0, start, n + below)?;
         self.logits = Some(all);
         self.states.push(states.shallow_clone());
         Ok(kept)
     }
 
+    fn n_kept(&self) -> i64 {
+        self.states.iter().map(|states| states.size()[0]).sum()
+    }
+
     /// Adds all of it to a gradient [V, D].
-    fn add_to(self, total: &mut Tensor) -> Result<()> {
+    fn add_to(self, total: &mut Tensor, more: Option<fn(i64) -> i64>) -> Result<()> {
+        let n = self.n_kept();
         if let Some(logits) = self.logits {
-            let states = Tensor::f_cat(&self.states, 0)?;
-            let logits = logits.f_narrow(0, 0, states.size()[0])?;
-            let _ = total.f_addmm_(&logits.f_tr()?, &states)?;
+            let mut states = Tensor::f_cat(&self.states, 0)?;
+            if let Some(more) = more {
+                states = filled(&states, more)?;
+            }
+            let rows = states.size()[0];
+            let _ = logits.f_narrow(0, n, rows - n)?.f_zero_()?;
+            let _ = total.f_addmm_(&logits.f_narrow(0, 0, rows)?.f_tr()?, &states)?;
         }
         if self.rows.is_empty() {
             return Ok(());
@@ -158,7 +179,7 @@ impl TokenOp {
     pub(super) fn hand_on(&self, mut from: Gradients) -> Result<HandOn> {
         let wide = self.wide();
         if let Some(embedding) = &mut from.embedding {
-            from.narrow.add_to(embedding)?;
+            from.narrow.add_to(embedding, self.onednn)?;
         }
         let mut found = Vec::new();
         if let Some(affine) = &self.affine {

@@ -123,12 +123,21 @@ impl TokenOp {
     }
 
     /// Has oneDNN multiply f32 matrices, which is the faster one where libtorch's own products do not use all that the
-    /// processor has, and says how many rows it is handed in place of so many: it keeps a compiled program for each number
-    /// that it meets. Rows of zeros are added. Changes rounding alone, and nothing in other kinds or on other devices.
+    /// processor has, and says how many rows it is handed in place of so many, more or fewer as these are: it keeps a compiled
+    /// program for each number that it meets. Rows of zeros are added, and chunks made a little smaller where there are
+    /// several. bf16 matrices are filled up alike: libtorch hands them to oneDNN itself. Changes rounding alone, and nothing
+    /// in f64 or on other devices.
     #[must_use]
     pub fn with_onednn(mut self, rows: Option<fn(i64) -> i64>) -> Self {
         let (kind, device) = (self.hidden.kind(), self.hidden.device());
-        self.onednn = rows.filter(|_| kind == Kind::Float && device == Device::Cpu);
+        let known = matches!(kind, Kind::Float | Kind::BFloat16) && device == Device::Cpu;
+        self.onednn = rows.filter(|_| known);
+        if let Some(more) = self.onednn
+            && self.chunk_rows < self.rows.len()
+        {
+            let whole = (1..=self.chunk_rows).rev().find(|&rows| more(rows) == rows);
+            self.chunk_rows = whole.unwrap_or(self.chunk_rows);
+        }
         self
     }
 

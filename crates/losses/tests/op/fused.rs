@@ -394,27 +394,41 @@ fn a_narrow_embedding_loses_nothing_over_many_chunks() {
     assert!(away(narrow.to_kind(Kind::Double)) > 0.1);
 }
 
-/// Where oneDNN multiplies, only rounding differs, for every token loss, with and without a temperature; in f64 it never
-/// does.
+/// Where oneDNN multiplies, only rounding differs, for every token loss, also where bf16 rows are filled up, and the gradient is
+/// made behind the last chunk; in f64 nothing does.
 #[test]
 fn products_by_onednn_are_those_of_blas() {
-    let mut rounded = 0;
+    let (mut rounded, mut filled_up) = (0, 0);
     for loss in Loss::samples() {
         let made = Made::new(9, &[30, 40, 21, 13, 50], &[1, 0, -1, 0, 1], 16, 33);
         let (rows, draws) = (made.rows_for(&loss), made.draws());
         let counts = made.weighted(&loss, &made.counts());
-        let run = |kind: Kind, onednn: bool| {
+        let run = |kind: Kind, (onednn, in_place): (bool, bool)| {
             let leaf = |t: &Tensor| t.detach().to_kind(kind).set_requires_grad(true);
             let (hidden, embedding) = (leaf(&made.hidden), leaf(&made.embedding));
             let op = made.op(&loss, &hidden, &embedding, &rows).with_chunk_rows(100);
             let filled: fn(i64) -> i64 = |rows| (rows + 7) / 8 * 8;
-            let op = op.with_temperature(1.5).unwrap().with_onednn(onednn.then_some(filled));
+            let op = match in_place {
+                true => op.with_gradient_in_place(),
+                false => op.with_temperature(1.5).unwrap(),
+            };
+            let op = op.with_onednn(onednn.then_some(filled));
             let fused = op.fused_loss(&*loss, &rows, &counts, Some(&draws)).unwrap();
             fused.backward().unwrap();
             [fused.value.total, hidden.grad(), embedding.grad()].map(|t| t.to_kind(Kind::Double))
         };
         let [(narrow, other), (wide, same)] =
-            [Kind::Float, Kind::Double].map(|kind| (run(kind, false), run(kind, true)));
+            [Kind::Float, Kind::Double].map(|kind| (run(kind, (false, false)), run(kind, (true, false))));
+        for (in_place, exact) in [(false, &wide), (true, &run(Kind::Double, (false, true)))] {
+            let [plain, found] = [false, true].map(|onednn| run(Kind::BFloat16, (onednn, in_place)));
+            for ((plain, found), exact) in plain.iter().zip(&found).zip(exact) {
+                let largest = plain.abs().max().double_value(&[]).max(1e-9);
+                let (off, own) = (difference(plain, found) / largest, difference(plain, exact) / largest);
+                // Small differences of large numbers are mostly rounding, without rows of zeros too.
+                assert!(off < own.max(0.02), "{loss:?} {in_place}: {off}");
+                filled_up += 1;
+            }
+        }
         for ((a, b), (c, d)) in narrow.iter().zip(&other).zip(wide.iter().zip(&same)) {
             let largest = a.abs().max().double_value(&[]).max(1e-9);
             let off = difference(a, b) / largest;
@@ -424,4 +438,5 @@ fn products_by_onednn_are_those_of_blas() {
         }
     }
     assert!(rounded > 10, "{rounded} tensors are rounded otherwise");
+    assert_eq!(filled_up, 6 * Loss::samples().len());
 }
