@@ -1,8 +1,11 @@
 //! The one place where states meet a weight matrix.
 
+use std::sync::Arc;
+
 use tch::Tensor;
 
 use crate::low_rank::LowRank;
+use crate::params::Emptied;
 use crate::products::Input;
 use crate::{Params, Products, Result};
 
@@ -32,18 +35,48 @@ pub(crate) struct Linear {
     module: String,
     /// In its layout.
     weight: Tensor,
+    /// What is known of its gradient.
+    emptied: Arc<Emptied>,
     layout: Layout,
     /// `[out]`.
     bias: Option<Tensor>,
     low_rank: Option<LowRank>,
 }
 
+/// The gradient of a weight, [out, in], with what will be added to it.
+pub(crate) struct Total {
+    so_far: Tensor,
+    is_zero: bool,
+}
+
+impl Total {
+    /// Adds the product of two matrices.
+    pub(crate) fn add_product(mut self, left: &Tensor, right: &Tensor) -> Result<()> {
+        let _ = match self.is_zero {
+            true => left.f_mm_out(&self.so_far, right)?,
+            false => self.so_far.f_addmm_(left, right)?,
+        };
+        Ok(())
+    }
+
+    /// Adds a matrix.
+    pub(crate) fn add(mut self, more: &Tensor) -> Result<()> {
+        match self.is_zero {
+            true => self.so_far.f_copy_(more)?,
+            false => drop(self.so_far.f_add_(more)?),
+        }
+        Ok(())
+    }
+}
+
 impl Linear {
     /// The map whose weight is the parameter `{module}.weight`; its bias is `{module}.bias`, where there is one.
     pub(crate) fn new(params: &Params, module: &str, layout: Layout) -> Result<Self> {
+        let name = format!("{module}.weight");
         Ok(Self {
             module: module.to_owned(),
-            weight: params.shared(&format!("{module}.weight"))?,
+            weight: params.shared(&name)?,
+            emptied: params.emptied(&name).unwrap_or_default(),
             layout,
             bias: params.find(&format!("{module}.bias")),
             low_rank: LowRank::find(params, module)?,
@@ -75,10 +108,7 @@ impl Linear {
         };
         let out = weight.size2()?.0;
         let gradient = gradient.f_reshape([-1, out])?;
-        let into = match self.layout {
-            Layout::OutIn => gradient_of(&self.weight)?,
-            Layout::InOut => gradient_of(&self.weight)?.map(|g| g.f_tr()).transpose()?,
-        };
+        let into = self.total()?;
         if let Some(mut bias) = self.bias.as_ref().map(gradient_of).transpose()?.flatten() {
             let _ = bias.f_add_(&gradient.f_sum_dim_intlist([0i64].as_slice(), false, None)?)?;
         }
@@ -89,6 +119,27 @@ impl Linear {
             let _ = found.f_add_(&more)?;
         }
         Ok(found.f_view(x.states.size().as_slice())?)
+    }
+
+    /// The gradient of the weight so far; `None` where it is not trained.
+    fn total(&self) -> Result<Option<Total>> {
+        let is_new = !self.weight.f_grad()?.defined();
+        let Some(gradient) = gradient_of(&self.weight)? else {
+            return Ok(None);
+        };
+        if is_new {
+            self.emptied.note(&gradient)?;
+        }
+        Ok(Some(match self.layout {
+            Layout::OutIn => Total {
+                is_zero: self.emptied.holds(&gradient)?,
+                so_far: gradient,
+            },
+            Layout::InOut => Total {
+                so_far: gradient.f_tr()?,
+                is_zero: false,
+            },
+        }))
     }
 
     /// The weight as [out, in].

@@ -108,21 +108,30 @@ impl Norm {
         };
         let (kind, width) = (x.f_kind()?, weight.numel() as i64);
         let flat = |tensor: &Tensor| wide(tensor.f_reshape([-1, width])?);
-        let (states, gradient, own) = (flat(x)?, flat(gradient)?, wide(weight.f_detach()?)?);
+        let (mut states, mut gradient, own) = (flat(x)?, flat(gradient)?, wide(weight.f_detach()?)?);
+        // Widened they are copies, whose memory serves for what is made of them.
+        let copied = !matches!(kind, Kind::Float | Kind::Double);
         let mut length = states.f_norm_scalaropt_dim(2.0, [-1].as_slice(), true)?;
         let rms = length
             .f_square_()?
             .f_div_scalar_(width as f64)?
             .f_add_scalar_(*eps)?
             .f_sqrt_()?;
-        let quotient = states.f_div(&rms)?;
+        let quotient = match copied {
+            true => states.f_div_(&rms)?,
+            false => states.f_div(&rms)?,
+        };
         let product = gradient.f_mul(&quotient)?;
         if let Some(mut into) = gradient_of(weight)? {
             let sum = product.f_sum_dim_intlist([0i64].as_slice(), false, None)?;
             let _ = into.f_add_(&sum.f_to_kind(into.f_kind()?)?)?;
         }
         let mean = product.f_mv(&own)?.f_div_scalar_(-(width as f64))?.f_unsqueeze(1)?;
-        let found = gradient.f_mul(&own)?.f_addcmul_(&quotient, &mean)?.f_div_(&rms)?;
+        let mut found = match copied {
+            true => gradient.f_mul_(&own)?,
+            false => gradient.f_mul(&own)?,
+        };
+        let found = found.f_addcmul_(&quotient, &mean)?.f_div_(&rms)?;
         Ok(Some(found.f_to_kind(kind)?.f_view(x.size().as_slice())?))
     }
 }

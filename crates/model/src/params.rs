@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -16,7 +17,41 @@ pub struct Param {
     master: Option<Tensor>,
     /// Gradients of earlier micro-batches, only beside a master.
     sum: RefCell<Option<Tensor>>,
+    emptied: Arc<Emptied>,
     trainable: bool,
+}
+
+/// Which gradient of a leaf is zero everywhere: that very tensor, as long as nobody has written to it since. Whoever adds to
+/// it first may write instead, which spares reading the zeros.
+#[derive(Debug, Default)]
+pub(crate) struct Emptied(Mutex<Option<(Tensor, i64)>>);
+
+impl Emptied {
+    /// It has just been set to zero.
+    pub(crate) fn note(&self, gradient: &Tensor) -> Result<()> {
+        let version = gradient.f_internal_version()?;
+        *self.noted() = Some((gradient.shallow_clone(), version));
+        Ok(())
+    }
+
+    /// Whether it is zero for certain.
+    pub(crate) fn holds(&self, gradient: &Tensor) -> Result<bool> {
+        Ok(match &*self.noted() {
+            // libtorch counts what is written to a tensor, by autograd or otherwise.
+            Some((noted, version)) => {
+                noted.data_ptr() == gradient.data_ptr() && gradient.f_internal_version()? == *version
+            }
+            None => false,
+        })
+    }
+
+    fn forget(&self) {
+        *self.noted() = None;
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Option<(Tensor, i64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Param {
@@ -62,6 +97,15 @@ impl Param {
         self.master.as_ref().map(|_| &self.value)
     }
 
+    /// To be called by whoever has set the gradient to zero ([`Param::gradient`]), before anything is added to it: the next pass
+    /// may then write where it would add.
+    pub fn note_zero_gradient(&self) -> Result<()> {
+        match self.value.f_grad()? {
+            gradient if gradient.defined() => self.emptied.note(&gradient),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the leaf the rounded copy of its master again.
     pub fn round(&self) -> Result<()> {
         if let Some(master) = &self.master {
@@ -94,7 +138,7 @@ impl Param {
             None => grad.f_to_kind(Kind::Float)?,
         });
         let _ = grad.f_detach_()?.f_zero_()?;
-        Ok(())
+        self.emptied.note(&grad)
     }
 
     fn zero_grad(&self) -> Result<()> {
@@ -104,7 +148,7 @@ impl Param {
                 let _ = gradient.f_detach_()?.f_zero_()?;
             }
         }
-        Ok(())
+        self.note_zero_gradient()
     }
 
     fn set_trainable(&mut self, trainable: bool) -> Result<()> {
@@ -133,6 +177,7 @@ impl Param {
             }
         };
         let _ = value.f_set_requires_grad(self.trainable)?;
+        self.emptied.forget();
         Ok(Self {
             value,
             master,
@@ -181,6 +226,7 @@ impl Params {
             value,
             master: None,
             sum: RefCell::new(None),
+            emptied: Arc::default(),
             trainable,
         };
         param.set_trainable(trainable)?;
@@ -341,6 +387,11 @@ impl Params {
     pub(crate) fn shared(&self, name: &str) -> Result<Tensor> {
         self.find(name)
             .ok_or_else(|| Error::input("parameters", format!("`{name}`"), "no such tensor"))
+    }
+
+    /// What is known of the gradient of that leaf.
+    pub(crate) fn emptied(&self, name: &str) -> Option<Arc<Emptied>> {
+        self.index.get(name).map(|&i| Arc::clone(&self.entries[i].emptied))
     }
 
     /// The same where the tensor need not exist.

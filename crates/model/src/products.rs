@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::linear::Total;
 use crate::precision::Processor;
 
 /// Who multiplies states and weights.
@@ -114,14 +115,14 @@ impl Input {
 
     /// The gradient [rows, in] of what entered a map of this weight [out, in], from that of its output [rows, out]; adds
     /// that of the weight `into` [out, in].
-    pub(crate) fn backward(&self, weight: &Tensor, gradient: &Tensor, into: Option<Tensor>) -> Result<Tensor> {
+    pub(crate) fn backward(&self, weight: &Tensor, gradient: &Tensor, into: Option<Total>) -> Result<Tensor> {
         let (entered, gradient) = match &self.filled {
             Some(filled) if filled.is_mkldnn() => return self.packed_backward(filled, weight, gradient, into),
             Some(filled) => (filled.shallow_clone(), fill(gradient, false)?),
             None => (self.flat()?, gradient.shallow_clone()),
         };
-        if let Some(mut into) = into {
-            let _ = into.f_addmm_(&gradient.f_tr()?, &entered)?;
+        if let Some(into) = into {
+            into.add_product(&gradient.f_tr()?, &entered)?;
         }
         Ok(gradient.f_mm(weight)?.f_narrow(0, 0, self.n_rows())?)
     }
@@ -131,11 +132,11 @@ impl Input {
         packed: &Tensor,
         weight: &Tensor,
         gradient: &Tensor,
-        into: Option<Tensor>,
+        into: Option<Total>,
     ) -> Result<Tensor> {
         let gradient = fill(gradient, true)?;
-        if let Some(mut into) = into {
-            let _ = into.f_add_(&packed.f_mkldnn_linear_backward_weights(&gradient, weight, false)?.0)?;
+        if let Some(into) = into {
+            into.add(&packed.f_mkldnn_linear_backward_weights(&gradient, weight, false)?.0)?;
         }
         let found = Tensor::f_mkldnn_linear_backward_input(packed.size(), &gradient, weight)?;
         Ok(found.f_to_dense(None, false)?.f_narrow(0, 0, self.n_rows())?)

@@ -426,3 +426,53 @@ fn a_batch_that_is_filled_up_has_the_gradients_of_its_parts() {
         assert_eq!(of_whole.len(), 29);
     }
 }
+
+/// The first way back after zeros writes its gradients, later ones add theirs, and so does the first one where autograd has
+/// been there before it.
+#[test]
+fn gradients_are_added_to_what_is_there() {
+    let bf16 = Precision::Bf16 { even_if_slower: true };
+    let ways = [
+        (Kind::Double, Precision::default(), Products::Blas),
+        (Kind::Float, Precision::default(), Products::OneDnn),
+        (Kind::Float, bf16, Products::Blas),
+    ];
+    let mut compared = 0;
+    for (kind, precision, products) in ways {
+        let decoder = common::decoder(&config(), 4, kind).multiplying_by(products);
+        let decoder = decoder.with_precision(precision).unwrap();
+        let ids = ids(16, 9);
+        let way_back = || {
+            let staged = decoder.trunk().hidden_staged(&ids, 0, None, false).unwrap();
+            backward(&decoder, staged.states());
+            staged.backward().unwrap();
+        };
+        let autograd = || {
+            for param in decoder.params().trainable() {
+                (param.value() * 2.0).sum(None::<Kind>).backward();
+            }
+        };
+        way_back();
+        let first = gradients(&decoder);
+        way_back();
+        let again = gradients(&decoder);
+        autograd();
+        way_back();
+        way_back();
+        let all = gradients(&decoder);
+        // Twice zero is zero, too.
+        decoder.params().zero_grad().unwrap();
+        autograd();
+        let by_autograd = gradients(&decoder);
+        for ((((name, first), (_, again)), (_, all)), (_, other)) in
+            first.iter().zip(&again).zip(&all).zip(&by_autograd)
+        {
+            assert!(bits(first) == bits(again), "{name} {precision:?}");
+            let off = distance(&(first * 2.0 + 2.0), all);
+            assert!(off < tolerance(kind, precision), "{name} {precision:?}: {off}");
+            assert!(distance(&other.ones_like(), &(other / 2.0)) < 1e-12, "{name}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 3 * 29);
+}

@@ -148,6 +148,7 @@ impl AdamW {
             if !gradient.is_contiguous() {
                 let _ = gradient.shallow_clone().f_zero_()?;
             }
+            param.note_zero_gradient()?;
         }
         Ok(())
     }

@@ -135,7 +135,7 @@ impl TokenOp {
             }
             if let Some(rest) = Pick::used(&used.f_narrow(0, done, self.rows.len() - done)?)? {
                 let rest = rest.shift(done)?;
-                for (start, n) in self.ranges(rest.len()) {
+                for (start, n) in self.ranges(rest.len(), self.chunk_rows(false)) {
                     let rows = rest.narrow(start, n)?;
                     let logits = self.logits(&self.rows.pick(&rows)?)?;
                     let all = Pick::Range(0, n);

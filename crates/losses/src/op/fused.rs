@@ -88,12 +88,13 @@ impl TokenOp {
         self.check_given()?;
         let trains = self.trains();
         let (mut sum, mut chunks, mut into) = (None, Vec::new(), None);
-        for (start, n) in self.ranges(self.rows.len()) {
+        let spent = self.needs.softmax_alone();
+        for (start, n) in self.ranges(self.rows.len(), self.chunk_rows(spent)) {
             let at = Pick::Range(start, n);
             let (logits, stats, softmax) = tch::no_grad(|| {
                 let rows = self.rows.pick(&at)?;
                 let logits = self.logits(&rows)?;
-                let (stats, softmax) = self.reduce(&rows, &logits)?;
+                let (stats, softmax) = self.reduce(&rows, &logits, spent)?;
                 Ok::<_, Error>((logits, stats, softmax))
             })?;
             if trains {

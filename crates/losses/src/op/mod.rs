@@ -33,7 +33,8 @@ use crate::Result;
 use inputs::Affine;
 use rows::{Pick, Rows};
 
-/// The default chunk holds about this many logits (32 MB in `f32`).
+/// The default chunk holds about this many logits (32 MB in `f32`), and half as many again where its softmax takes their memory,
+/// which is then no more than it was.
 ///
 /// Measured at width 256, vocabularies of 8k, 32k and 128k, with 1 and 2 threads: one, two, four and eight million take the
 /// same time at 8k; the larger the vocabulary, the fewer rows a product has at once, and at 128k two million take 1.3 times
@@ -56,7 +57,7 @@ pub struct TokenOp {
     affine: Option<Affine>,
     temperature: Option<f64>,
     reference_embedding: Option<Tensor>,
-    chunk_rows: i64,
+    chunk_rows: Option<i64>,
     in_place: bool,
     /// With oneDNN, how many rows it is handed in place of so many.
     onednn: Option<fn(i64) -> i64>,
@@ -88,7 +89,7 @@ impl TokenOp {
         Ok(TokenOp {
             hidden: hidden.shallow_clone(),
             embedding: embedding.shallow_clone(),
-            chunk_rows: (CHUNK_LOGITS / embedding.size()[0]).clamp(1, rows.len()),
+            chunk_rows: None,
             rows,
             needs: *needs,
             affine: None,
@@ -105,7 +106,7 @@ impl TokenOp {
     /// it beyond rounding. Zero counts as one.
     #[must_use]
     pub fn with_chunk_rows(mut self, rows: usize) -> Self {
-        self.chunk_rows = i64::try_from(rows).unwrap_or(i64::MAX).clamp(1, self.rows.len());
+        self.chunk_rows = Some(i64::try_from(rows).unwrap_or(i64::MAX));
         self
     }
 
@@ -173,10 +174,10 @@ impl TokenOp {
     fn first_pass(&self) -> Result<TokenStats> {
         let (mut chunks, mut kept) = (Vec::new(), Vec::new());
         let mut budget = if self.trains() { KEPT_LOGITS } else { 0 };
-        for (start, n) in self.ranges(self.rows.len()) {
+        for (start, n) in self.ranges(self.rows.len(), self.chunk_rows(false)) {
             let rows = self.rows.pick(&Pick::Range(start, n))?;
             let logits = self.logits(&rows)?;
-            chunks.push(self.reduce(&rows, &logits)?.0);
+            chunks.push(self.reduce(&rows, &logits, false)?.0);
             budget -= n * self.n_tokens();
             if budget >= 0 {
                 kept.push(logits);
@@ -210,9 +211,15 @@ impl TokenOp {
         (CHUNK_LOGITS / self.hidden.size()[1]).max(1)
     }
 
-    /// `n` rows, chunk by chunk: where each starts and how many rows it has.
-    fn ranges(&self, n: i64) -> impl Iterator<Item = (i64, i64)> {
-        let step = self.chunk_rows;
+    /// How many rows a chunk has, and whether their logits become its softmax.
+    fn chunk_rows(&self, spent: bool) -> i64 {
+        let logits = if spent { CHUNK_LOGITS / 2 * 3 } else { CHUNK_LOGITS };
+        let rows = self.chunk_rows.unwrap_or(logits / self.n_tokens());
+        rows.clamp(1, self.rows.len())
+    }
+
+    /// `n` rows in chunks of `step`: where each starts and how many rows it has.
+    fn ranges(&self, n: i64, step: i64) -> impl Iterator<Item = (i64, i64)> {
         (0..n)
             .step_by(step as usize)
             .map(move |start| (start, step.min(n - start)))
@@ -242,11 +249,11 @@ mod tests {
             let hidden = zeros(20).set_requires_grad(trained);
             TokenOp::new(&hidden, &zeros(v), &targets, &Needs::default()).unwrap()
         };
-        assert_eq!(op(1 << 20, true).chunk_rows, 8);
-        assert_eq!(op(1 << 10, true).chunk_rows, 20);
-        assert_eq!(op(9 << 20, true).chunk_rows, 1);
-        assert_eq!(op(1 << 20, true).with_chunk_rows(0).chunk_rows, 1);
-        assert_eq!(op(1 << 20, true).with_chunk_rows(usize::MAX).chunk_rows, 20);
+        for (spent, rows) in [(false, [8, 20, 1]), (true, [12, 20, 1])] {
+            assert_eq!([1 << 20, 1 << 10, 9 << 20].map(|v| op(v, true).chunk_rows(spent)), rows);
+            let set = |rows| op(1 << 20, true).with_chunk_rows(rows).chunk_rows(spent);
+            assert_eq!([0, 1, 9, usize::MAX].map(set), [1, 1, 9, 20]);
+        }
 
         // Chunks of 8, 8 and 4 million logits: two are as many as may be kept.
         for (trained, kept) in [(true, 2), (false, 0)] {

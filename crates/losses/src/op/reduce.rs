@@ -19,7 +19,17 @@ pub(super) struct Softmax {
 impl Softmax {
     pub(super) fn of(logits: &Tensor) -> Result<Softmax> {
         let largest = logits.f_amax([-1i64].as_slice(), true)?;
-        let shares = logits.f_sub(&largest)?.f_exp_()?;
+        Self::of_shifted(logits.f_sub(&largest)?, largest)
+    }
+
+    /// The same in the memory of the logits.
+    fn spending(logits: &Tensor) -> Result<Softmax> {
+        let largest = logits.f_amax([-1i64].as_slice(), true)?;
+        Self::of_shifted(logits.shallow_clone().f_sub_(&largest)?, largest)
+    }
+
+    fn of_shifted(mut shifted: Tensor, largest: Tensor) -> Result<Softmax> {
+        let shares = shifted.f_exp_()?;
         let sum = sum_rows(&shares)?;
         Ok(Softmax { shares, sum, largest })
     }
@@ -77,12 +87,20 @@ impl TokenOp {
         })
     }
 
-    /// The stats of one chunk of logits `[n, V]`, and its softmax.
-    pub(super) fn reduce(&self, rows: &Rows, logits: &Tensor) -> Result<(TokenStats, Softmax)> {
+    /// The stats of one chunk of logits `[n, V]`, and its softmax, which takes their memory where they are `spent`: then they
+    /// are logits no more, and [`Needs::softmax_alone`](super::Needs::softmax_alone) must hold.
+    pub(super) fn reduce(&self, rows: &Rows, logits: &Tensor, spent: bool) -> Result<(TokenStats, Softmax)> {
         let needs = &self.needs;
         let target = rows.targets.f_unsqueeze(1)?;
-        let softmax = Softmax::of(logits)?;
         let target_logit = logits.f_gather(1, &target, false)?;
+        let top = match needs.top_k {
+            0 => None,
+            _ => Some(self.largest(rows, logits)?),
+        };
+        let softmax = match spent {
+            true => Softmax::spending(logits)?,
+            false => Softmax::of(logits)?,
+        };
         // Shifted by the largest logit before the subtraction: `z_y − logsumexp(z)` would lose what is small
         // beside large logits.
         let log_sum = softmax.sum.f_log()?;
@@ -97,10 +115,7 @@ impl TokenOp {
         if needs.target_logit {
             stats.target_logit = Some(flat(&target_logit)?);
         }
-        if needs.top_k > 0 {
-            let (top_logits, top_ids) = self.largest(rows, logits)?;
-            (stats.top_logits, stats.top_ids) = (Some(top_logits), Some(top_ids));
-        }
+        (stats.top_logits, stats.top_ids) = top.unzip();
         if needs.log_sum_exp {
             stats.log_sum_exp = Some(flat(&softmax.largest.f_add(&log_sum)?)?);
         }

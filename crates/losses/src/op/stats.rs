@@ -38,6 +38,12 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// Whether nothing but the softmax and single logits is read, so that the logits are not wanted again on the way back.
+    pub(super) fn softmax_alone(&self) -> bool {
+        let complements = self.log1m_p || self.candidates || self.candidate_log1m_p;
+        !complements && !self.entropy && self.kl.is_none() && !self.off_target
+    }
+
     /// Whether the logits of tokens other than the target can be left out.
     pub(super) fn target_alone(&self) -> bool {
         *self
