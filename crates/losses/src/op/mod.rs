@@ -133,12 +133,6 @@ impl TokenOp {
         let (kind, device) = (self.hidden.kind(), self.hidden.device());
         let known = matches!(kind, Kind::Float | Kind::BFloat16) && device == Device::Cpu;
         self.onednn = rows.filter(|_| known);
-        if let Some(more) = self.onednn
-            && self.chunk_rows < self.rows.len()
-        {
-            let whole = (1..=self.chunk_rows).rev().find(|&rows| more(rows) == rows);
-            self.chunk_rows = whole.unwrap_or(self.chunk_rows);
-        }
         self
     }
 
@@ -215,7 +209,11 @@ impl TokenOp {
     fn chunk_rows(&self, spent: bool) -> i64 {
         let logits = if spent { CHUNK_LOGITS / 2 * 3 } else { CHUNK_LOGITS };
         let rows = self.chunk_rows.unwrap_or(logits / self.n_tokens());
-        rows.clamp(1, self.rows.len())
+        let rows = rows.clamp(1, self.rows.len());
+        match self.onednn {
+            Some(more) if rows < self.rows.len() => (1..=rows).rev().find(|&rows| more(rows) == rows).unwrap_or(rows),
+            _ => rows,
+        }
     }
 
     /// `n` rows in chunks of `step`: where each starts and how many rows it has.
