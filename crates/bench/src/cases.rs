@@ -250,6 +250,7 @@ fn generation() -> Vec<Case> {
     };
     vec![
         one("generate_1", Task::Greedy, Model::Small, (1, 1), false, Some(3.0), 20),
+        one("generate_1", Task::Greedy, Model::Small, (1, 1), true, Some(3.0), 20),
         one(
             "generate_32",
             Task::Greedy,
@@ -259,6 +260,7 @@ fn generation() -> Vec<Case> {
             Some(5.0),
             12,
         ),
+        one("generate_32", Task::Greedy, Model::Small, (32, 32), true, Some(5.0), 12),
         one("generate_smollm2", Task::Greedy, Model::Smollm2, (8, 8), false, None, 5),
         one(
             "generate_smollm2",
@@ -293,7 +295,7 @@ mod tests {
     fn names_are_unique_and_every_comparison_has_its_sides() {
         let cases = all();
         let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-        assert_eq!((cases.len(), names.len()), (29, 29));
+        assert_eq!((cases.len(), names.len()), (31, 31));
         let mut n = 0;
         for case in &cases {
             for Comparison { ours, theirs, .. } in &case.comparisons {
@@ -302,7 +304,7 @@ mod tests {
                 n += 1;
             }
         }
-        assert_eq!(n, 46);
+        assert_eq!(n, 48);
     }
 
     #[test]

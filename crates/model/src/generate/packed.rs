@@ -8,8 +8,9 @@ use tch::{CModule, Device, Kind, Tensor};
 
 use crate::Result;
 
-/// The module: `pack` lays a matrix [out, in] out, `forward` multiplies [N, in] with it, `biased` adds `[out]` as well and
-/// `onto` adds [N, out].
+/// The module: `pack` lays a matrix [out, in] out, `forward` multiplies [N, in] with it, `biased` adds `[out]` as well. Calling
+/// it costs 1.7 microseconds, the operator 10 beside its arithmetic; with [N, out] added by itself 4 more, where a sum of its
+/// own takes 1.
 const SOURCE: &str = "\
 class Packed(Module):
   __parameters__ = []
@@ -23,8 +24,6 @@ class Packed(Module):
   def biased(self: __torch__.Packed, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     none = annotate(List[Optional[number]], [])
     return ops.mkldnn._linear_pointwise(x, w, b, \"none\", none, \"\")
-  def onto(self: __torch__.Packed, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-    return ops.mkldnn._linear_pointwise(x, y, w, None, \"add\")
 ";
 
 /// An object of class `__torch__.Packed` whose one field `training` is false, as protocol 2 of Python's pickle.
@@ -75,11 +74,6 @@ impl Packer {
             Some(bias) => self.0.method_ts("biased", &[x, &weight.0, bias])?,
             None => self.0.forward_ts(&[x, &weight.0])?,
         })
-    }
-
-    /// x [N, in] and y [N, out] → y + x Wᵀ.
-    pub(super) fn multiply_onto(&self, x: &Tensor, weight: &Packed, y: &Tensor) -> Result<Tensor> {
-        Ok(self.0.method_ts("onto", &[x, &weight.0, y])?)
     }
 }
 
@@ -162,7 +156,6 @@ mod tests {
                         packer.multiply(&x, &packed, Some(&bias)).unwrap(),
                         &plain + double(&bias),
                     ),
-                    (packer.multiply_onto(&x, &packed, &y).unwrap(), &plain + double(&y)),
                 ] {
                     let difference = (found - &expected).abs().max() / expected.abs().max();
                     let difference = difference.double_value(&[]);
