@@ -262,6 +262,7 @@ fn generation() -> Vec<Case> {
     };
     vec![
         one("generate_1", Task::Greedy, Model::Small, (1, 1), false, Some(3.0), 20),
+        one("generate_1", Task::Greedy, Model::Small, (1, 1), true, Some(3.0), 20),
         one(
             "generate_32",
             Task::Greedy,
@@ -271,6 +272,7 @@ fn generation() -> Vec<Case> {
             Some(5.0),
             12,
         ),
+        one("generate_32", Task::Greedy, Model::Small, (32, 32), true, Some(5.0), 12),
         one("generate_smollm2", Task::Greedy, Model::Smollm2, (8, 8), false, None, 5),
         one(
             "generate_smollm2",
@@ -325,7 +327,7 @@ mod tests {
                 n += 1;
             }
         }
-        assert_eq!(n, 51);
+        assert_eq!(n, 53);
     }
 
     #[test]

@@ -23,13 +23,13 @@ const KEYS: [(&str, &str); 9] = [
     ("train cringe, seed 0", "fe96aa7e853f924a8480416e"),
     (
         "own replies of cringe_iterative, iteration 1, seed 0",
-        "a6ada61e620b0e0caa157c50",
+        "66649d8f6c1bb4c6d79ae457",
     ),
     (
         "train cringe_iterative, iteration 2, seed 0",
-        "20ad0e4aa94ded179781b004",
+        "6e037da05bd873b56d3820da",
     ),
-    ("evaluate base, seed 0, best", "18aaa9b15e0eb8b507178336"),
+    ("evaluate base, seed 0, best", "4516e27fff780747564715bb"),
 ];
 
 #[test]

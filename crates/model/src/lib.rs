@@ -70,7 +70,7 @@ pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use folder::file_in;
 pub use frequencies::RopeScaling;
-pub use generate::{Draw, Generated, Generation, Guide, Listener};
+pub use generate::{Draw, Engine, Generated, Generation, Guide, Listener};
 pub use heads::{DirectorForm, DirectorHead, DirectorInputs, ValueHead};
 pub use logps::logps;
 pub use lora::{Layers, LoraConfig, TargetModules};

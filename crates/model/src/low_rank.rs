@@ -75,6 +75,15 @@ impl LowRank {
         }))
     }
 
+    /// Another handle on the same two maps.
+    pub(crate) fn handle(&self) -> Self {
+        Self {
+            a: self.a.shallow_clone(),
+            b: self.b.shallow_clone(),
+            strength: Arc::clone(&self.strength),
+        }
+    }
+
     /// y + s (x Aᵀ) Bᵀ in the kind of y; the thin maps may be held in a wider kind than the states.
     pub(crate) fn add(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
         if !self.strength.on.load(Ordering::Relaxed) {

@@ -138,7 +138,7 @@ impl Norm {
 
 /// A norm for states that no gradient goes through, in fewer calls.
 #[derive(Debug)]
-pub(crate) enum LeanNorm<'a> {
+pub(crate) enum LeanNorm {
     /// x · w / rms(x) as x · (w √D) / hypot(‖x‖, √(eps D)).
     Rms {
         /// w √D.
@@ -149,18 +149,34 @@ pub(crate) enum LeanNorm<'a> {
     /// x / rms(x) in f32, rounded to the kind of x before it meets the weight.
     Narrow {
         /// w.
-        weight: &'a Tensor,
+        weight: Tensor,
         /// √(eps D).
         least: Tensor,
         /// 1/√D.
         unit: f64,
     },
     /// Computed as for gradients.
-    Same(&'a Norm),
+    Same(Norm),
 }
 
 impl Norm {
-    pub(crate) fn lean(&self) -> Result<LeanNorm<'_>> {
+    /// Another handle on the same weights.
+    fn handle(&self) -> Self {
+        match self {
+            Self::Rms { weight, eps, in_f32 } => Self::Rms {
+                weight: weight.shallow_clone(),
+                eps: *eps,
+                in_f32: *in_f32,
+            },
+            Self::Layer { weight, bias, eps } => Self::Layer {
+                weight: weight.shallow_clone(),
+                bias: bias.shallow_clone(),
+                eps: *eps,
+            },
+        }
+    }
+
+    pub(crate) fn lean(&self) -> Result<LeanNorm> {
         match self {
             Self::Rms {
                 weight,
@@ -171,7 +187,7 @@ impl Norm {
                 let least = Tensor::f_from_slice(&[(eps * width).sqrt()])?.f_to(weight.device())?;
                 Ok(match weight.f_kind()? {
                     Kind::BFloat16 => LeanNorm::Narrow {
-                        weight,
+                        weight: weight.shallow_clone(),
                         least: least.f_to_kind(Kind::Float)?,
                         unit: width.sqrt().recip(),
                     },
@@ -181,12 +197,12 @@ impl Norm {
                     },
                 })
             }
-            _ => Ok(LeanNorm::Same(self)),
+            _ => Ok(LeanNorm::Same(self.handle())),
         }
     }
 }
 
-impl LeanNorm<'_> {
+impl LeanNorm {
     /// x [N, D] → [N, D].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {

@@ -9,7 +9,7 @@ use common::{config, decoder, random_ids};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor, no_grad};
-use unsay_model::{Decoder, Error, Generated, Generation, Sampling, logps};
+use unsay_model::{Decoder, Engine, Error, Generated, Generation, Sampling, logps};
 
 const EOS: u32 = 3;
 
@@ -270,6 +270,25 @@ fn limits_and_bans_hold() {
                 let distinct: HashSet<&[u32]> = completion.ids.windows(n).collect();
                 assert_eq!(distinct.len(), (completion.ids.len() + 1).saturating_sub(n));
             }
+        }
+    }
+}
+
+/// An engine that took its decoder, one that borrows it, and one that is made for a request are the same, request after
+/// request.
+#[test]
+fn an_engine_serves_several_requests() {
+    for kind in [Kind::Double, Kind::Float] {
+        let (decoder, sampling) = (model(kind), Sampling::new(12));
+        let prompts = prompts(9);
+        let expected = run(&decoder, &prompts, &sampling, 4);
+        assert!(expected.iter().any(|one| one.ids.len() > 2));
+        let borrowed = Engine::new(&decoder).unwrap();
+        let taken = Engine::taking(model(kind)).unwrap();
+        assert_eq!(taken.config(), decoder.config());
+        for engine in [&borrowed, &taken, &taken] {
+            let request = Generation::on(engine, &sampling, &[EOS]).batch(4);
+            assert_eq!(request.draws(&mut uniform).run(&prompts).unwrap(), expected, "{kind:?}");
         }
     }
 }

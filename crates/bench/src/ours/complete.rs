@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::Device;
 use unsay_data::stream;
-use unsay_model::{Decoder, Generation, Sampling};
+use unsay_model::{Decoder, Engine, Generation, Sampling};
 
 use super::{Job, Made, compute, data, precision, weights};
 use crate::material::{Material, SEED};
@@ -13,7 +13,7 @@ use crate::protocol::{Loaded, Task, Work};
 
 /// Prompts that are completed again and again.
 struct Completions {
-    decoder: Decoder,
+    engine: Engine<'static>,
     material: Material,
     sampling: Sampling,
     batch: usize,
@@ -29,7 +29,7 @@ impl Job for Completions {
     fn step(&mut self) -> Result<Made> {
         let Self { material, draws, .. } = self;
         let mut draw = |_, _| draws.random::<f32>();
-        let made = Generation::new(&self.decoder, &self.sampling, &material.ends)
+        let made = Generation::on(&self.engine, &self.sampling, &material.ends)
             .batch(self.batch)
             .draws(&mut draw)
             .run(&material.prompts)?;
@@ -64,7 +64,7 @@ pub(super) fn completions(work: &Work) -> Result<Box<dyn Job>> {
         _ => Sampling::greedy(new),
     };
     Ok(Box::new(Completions {
-        decoder: decoder.with_precision(precision)?,
+        engine: Engine::taking(decoder.with_precision(precision)?)?,
         material,
         sampling,
         batch: work.batch,

@@ -45,7 +45,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let terminal = std::io::stdin().is_terminal();
     let stop = Interrupt::listen(terminal)?;
     if terminal {
-        let (millions, positions) = (voice.decoder.params().numel() as f64 / 1e6, voice.positions());
+        let (millions, positions) = (voice.n_weights as f64 / 1e6, voice.positions());
         say(&format!(
             "{}: {millions:.0} million parameters, {positions} positions. /quit leaves, Ctrl-C stops a reply, `unsay chat --help` shows more.",
             args.what

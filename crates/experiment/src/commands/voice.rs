@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Device;
 use unsay_data::catalog::{Places, models};
 use unsay_data::{Limits, Message, Tokenizer, encode_chat, encode_prompt};
-use unsay_model::{Beam, Decoder, EarlyStopping, Generation, Listener, Precision, Sampling};
+use unsay_model::{Beam, Decoder, EarlyStopping, Engine, Generation, Listener, Precision, Sampling};
 use unsay_rl::Draws;
 
 use super::Usage;
@@ -18,8 +18,10 @@ const BATCH: usize = 16;
 
 /// A model that speaks.
 pub struct Voice {
-    /// The model.
-    pub decoder: Decoder,
+    /// The model, laid out once for all replies.
+    engine: Engine<'static>,
+    /// How many weights it has.
+    pub n_weights: usize,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
 }
@@ -50,15 +52,17 @@ impl Voice {
         if let Some(adapter) = &args.adapter {
             decoder.load_adapter(adapter)?.iter().for_each(|note| say(note));
         }
+        let decoder = decoder.with_precision(precision)?;
         Ok(Self {
-            decoder: decoder.with_precision(precision)?,
+            n_weights: decoder.params().numel(),
+            engine: Engine::taking(decoder)?,
             tokenizer,
         })
     }
 
     /// Tokens that the model can read and write in all.
     pub fn positions(&self) -> usize {
-        self.decoder.config().max_position_embeddings
+        self.engine.config().max_position_embeddings
     }
 
     /// What the model reads before it answers a conversation.
@@ -87,7 +91,7 @@ impl Voice {
         let mut draws: Vec<Draws> = (0..n).map(|sample| Draws::new(seed, position, sample)).collect();
         let mut draw = |row: usize, step: usize| draws[row].at(step);
         let ends = self.tokenizer.ends();
-        let request = Generation::new(&self.decoder, sampling, ends)
+        let request = Generation::on(&self.engine, sampling, ends)
             .batch(BATCH)
             .draws(&mut draw);
         let made = request.listener(listener).run(&prompts)?;

@@ -135,13 +135,15 @@ impl Kind {
     fn version(&self) -> u32 {
         match self {
             // 2: replies that were cut at the length limit are left out. 3: generation multiplies with packed weights and
-            // refilled rows, which round in another order.
-            Self::Rollout { .. } => 3,
+            // refilled rows, which round in another order. 4: it adds keys and values up in another order.
+            Self::Rollout { .. } => 4,
             // 2: value and gradient in one pass, which rounds in another order. 3: passes in stages, the wanted rows alone,
             // and products by the faster library, which all round elsewhere.
             Self::Pretrain { .. } | Self::Train { .. } => 3,
-            // 2: the same, and generation likewise.
-            Self::Classifier { .. } | Self::States { .. } | Self::Evaluate { .. } => 2,
+            // 2: the same, and generation likewise. 3: generation as of 4 above.
+            Self::Evaluate { .. } => 3,
+            // 2: as 3 of training.
+            Self::Classifier { .. } | Self::States { .. } => 2,
             Self::Records { .. }
             | Self::Base(_)
             | Self::Tokenizer { .. }

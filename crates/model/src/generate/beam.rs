@@ -105,8 +105,8 @@ impl<'a> Search<'a> {
         let queue = Queue::new(prompts);
         let rows = n_groups * beam.size;
         let slots = queue.longest() + request.sampling.max_new_tokens;
-        let width = engine.decoder.config().hidden_size as i64;
-        let options = (engine.decoder.trunk().kind()?, engine.decoder.device());
+        let width = engine.config().hidden_size as i64;
+        let options = (engine.trunk().kind()?, engine.trunk().device());
         Ok(Self {
             engine,
             beam,
@@ -303,7 +303,7 @@ impl<'a> Search<'a> {
         let ids = Tensor::f_from_slice(&tokens)?
             .f_view([-1, 1])?
             .f_to(self.states.device())?;
-        let turn = self.slots.turn(self.engine.decoder.trunk().narrowest_window())?;
+        let turn = self.slots.turn(self.engine.trunk().narrowest_window())?;
         self.states = self.engine.step(&ids, &mut self.slots, &turn)?;
         for (i, group) in self.groups.iter().enumerate() {
             if group.is_some() {

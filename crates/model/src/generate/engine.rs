@@ -1,8 +1,9 @@
 //! The passes of generation: over whole prompts, and over one new token per row.
 
+use std::borrow::Borrow;
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::packed::Packer;
 use super::product::Product;
@@ -14,16 +15,31 @@ use crate::mlp::Inner;
 use crate::norm::LeanNorm;
 use crate::positions::Place;
 use crate::trunk::Trunk;
-use crate::{Activation, Decoder, Result};
+use crate::{Activation, Config, Decoder, Error, Result};
 
 /// A decoder laid out for generation: maps of the same states are one product, and its weights are packed where that
-/// pays. It is a copy of the blocks' weights, and knows nothing of later changes to them.
+/// pays. Made once it serves any number of requests ([`Generation::on`](crate::Generation::on)). It has a copy of the blocks'
+/// weights that no later change to them reaches, so it either takes the decoder or borrows it for as long as it lives.
+///
+/// ```
+/// # use unsay_model::{Config, Decoder, Engine, Generation, Sampling, Size};
+/// # use rand::SeedableRng;
+/// # let size = Size { hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1 };
+/// # let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+/// # let decoder = Decoder::init(&Config::new(&size, 20, 32), &mut rng, tch::Device::Cpu)?;
+/// let engine = Engine::taking(decoder)?;
+/// for prompt in [vec![5, 6], vec![7]] {
+///     let made = Generation::on(&engine, &Sampling::greedy(4), &[3]).run(&[prompt])?;
+///     assert!(made[0].ids.len() <= 4);
+/// }
+/// # Ok::<(), unsay_model::Error>(())
+/// ```
 #[derive(Debug)]
-pub(super) struct Engine<'a> {
-    pub(super) decoder: &'a Decoder,
-    layers: Vec<Layer<'a>>,
-    norm: LeanNorm<'a>,
-    head: Product<'a>,
+pub struct Engine<'a> {
+    trunk: Held<'a>,
+    layers: Vec<Layer>,
+    norm: LeanNorm,
+    head: Product,
     /// What attention is computed in, and what keys and values are kept in.
     attention: Kind,
     /// Whether keys and values lie as a processor's attention reads them.
@@ -33,23 +49,56 @@ pub(super) struct Engine<'a> {
     head_dim: i64,
 }
 
+/// What stands before and after the blocks; of a trunk that was taken the blocks are gone.
 #[derive(Debug)]
-struct Layer<'a> {
-    before_attention: LeanNorm<'a>,
-    qkv: Product<'a>,
-    out: Product<'a>,
-    before_mlp: LeanNorm<'a>,
+enum Held<'a> {
+    Borrowed(&'a Trunk),
+    Taken(Box<Trunk>),
+}
+
+#[derive(Debug)]
+struct Layer {
+    before_attention: LeanNorm,
+    qkv: Product,
+    out: Product,
+    before_mlp: LeanNorm,
     /// Gate and up in one, or up alone.
-    inner: Product<'a>,
+    inner: Product,
     gated: bool,
-    down: Product<'a>,
+    down: Product,
     activation: Activation,
+}
+
+impl Engine<'static> {
+    /// Lays a decoder out that is wanted for nothing else. Its blocks are freed one by one as their copies are made, so that
+    /// the weights hardly take more memory than in the decoder.
+    ///
+    /// **Errors**: those of libtorch, such as too little memory.
+    pub fn taking(decoder: Decoder) -> Result<Self> {
+        let embedding = decoder.output_embedding();
+        let Decoder { mut trunk, params, .. } = decoder;
+        // Masters in f32 and gradients.
+        drop(params);
+        let blocks = std::mem::take(&mut trunk.blocks);
+        Self::assemble(Held::Taken(Box::new(trunk)), blocks.into_iter(), &embedding)
+    }
 }
 
 impl<'a> Engine<'a> {
     /// Lays a decoder out.
-    pub(super) fn new(decoder: &'a Decoder) -> Result<Self> {
+    ///
+    /// **Errors**: those of libtorch, such as too little memory.
+    pub fn new(decoder: &'a Decoder) -> Result<Self> {
         let trunk = decoder.trunk();
+        Self::assemble(Held::Borrowed(trunk), trunk.blocks.iter(), &decoder.output_embedding())
+    }
+
+    fn assemble<B: Borrow<Block>>(
+        held: Held<'a>,
+        blocks: impl Iterator<Item = B>,
+        output_embedding: &Tensor,
+    ) -> Result<Self> {
+        let trunk = held.trunk();
         let (kind, device) = (trunk.kind()?, trunk.device());
         let packer = Packer::find(kind, device).map(Rc::new);
         let packer = packer.as_ref();
@@ -58,22 +107,32 @@ impl<'a> Engine<'a> {
             (Kind::BFloat16, Device::Cpu) => Kind::Float,
             _ => kind,
         };
-        let config = decoder.config();
+        let config = &trunk.config;
+        let (layers, norm, head) = no_grad(|| {
+            Ok::<_, Error>((
+                blocks
+                    .map(|block| Layer::new(block.borrow(), packer))
+                    .collect::<Result<_>>()?,
+                trunk.norm.lean()?,
+                Product::of(output_embedding, packer)?,
+            ))
+        })?;
         Ok(Self {
-            layers: trunk
-                .blocks
-                .iter()
-                .map(|block| Layer::new(block, packer))
-                .collect::<Result<_>>()?,
-            norm: trunk.norm.lean()?,
-            head: Product::of(&decoder.output_embedding(), packer)?,
+            layers,
+            norm,
+            head,
             attention,
             apart: device == Device::Cpu,
             heads: config.num_attention_heads as i64,
             kv_heads: config.num_key_value_heads as i64,
             head_dim: config.head_dim as i64,
-            decoder,
+            trunk: held,
         })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &Config {
+        &self.trunk().config
     }
 
     /// Room for the keys of so many rows, each of up to so many tokens.
@@ -136,8 +195,8 @@ impl<'a> Engine<'a> {
         wide(self.head.apply(states)?)
     }
 
-    fn trunk(&self) -> &'a Trunk {
-        self.decoder.trunk()
+    pub(super) fn trunk(&self) -> &Trunk {
+        self.trunk.trunk()
     }
 
     /// Ids [N, T] → all blocks [N·T, D]. `attend` is handed the block's number, turned queries [N, T, H, d], and turned
@@ -167,17 +226,24 @@ impl<'a> Engine<'a> {
                 qkv.f_narrow(2, self.heads, 2 * self.kv_heads)?,
             );
             let seen = attend(i, &q, &kv)?.f_view([n * t, -1])?.f_to_kind(kind)?;
-            x = layer.out.apply_onto(&seen, &x)?;
-            x = layer
-                .down
-                .apply_onto(&layer.inner(&layer.before_mlp.forward(&x)?)?, &x)?;
+            x = x.f_add(&layer.out.apply(&seen)?)?;
+            x = x.f_add(&layer.down.apply(&layer.inner(&layer.before_mlp.forward(&x)?)?)?)?;
         }
         Ok(x)
     }
 }
 
-impl<'a> Layer<'a> {
-    fn new(block: &'a Block, packer: Option<&Rc<Packer>>) -> Result<Self> {
+impl Held<'_> {
+    fn trunk(&self) -> &Trunk {
+        match self {
+            Self::Borrowed(trunk) => trunk,
+            Self::Taken(trunk) => trunk,
+        }
+    }
+}
+
+impl Layer {
+    fn new(block: &Block, packer: Option<&Rc<Packer>>) -> Result<Self> {
         let (attention, mlp) = (&block.attention, &block.mlp);
         let qkv = match &attention.projections {
             Projections::Separate { q, k, v } => vec![q, k, v],

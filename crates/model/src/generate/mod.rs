@@ -16,7 +16,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::{Decoder, Error, Result, Sampling};
 
-use engine::Engine;
+pub use engine::Engine;
 
 /// One completion.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +79,7 @@ const BATCH: usize = 32;
 /// ```
 #[must_use]
 pub struct Generation<'a> {
-    decoder: &'a Decoder,
+    model: Model<'a>,
     sampling: &'a Sampling,
     ends: &'a [u32],
     batch: usize,
@@ -89,11 +89,28 @@ pub struct Generation<'a> {
     progress: Option<&'a mut dyn FnMut(usize)>,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Model<'a> {
+    /// To be laid out for this request alone.
+    Decoder(&'a Decoder),
+    Engine(&'a Engine<'a>),
+}
+
 impl<'a> Generation<'a> {
-    /// Completions that end with the first of the tokens `ends`.
+    /// Completions that end with the first of the tokens `ends`. The decoder is laid out for this one request; an
+    /// [`Engine`] serves several.
     pub fn new(decoder: &'a Decoder, sampling: &'a Sampling, ends: &'a [u32]) -> Self {
+        Self::of(Model::Decoder(decoder), sampling, ends)
+    }
+
+    /// The same with a decoder that is laid out already.
+    pub fn on(engine: &'a Engine<'a>, sampling: &'a Sampling, ends: &'a [u32]) -> Self {
+        Self::of(Model::Engine(engine), sampling, ends)
+    }
+
+    fn of(model: Model<'a>, sampling: &'a Sampling, ends: &'a [u32]) -> Self {
         Self {
-            decoder,
+            model,
             sampling,
             ends,
             batch: BATCH,
@@ -149,10 +166,17 @@ impl<'a> Generation<'a> {
             return Ok(Vec::new());
         }
         no_grad(|| {
-            let engine = Engine::new(self.decoder)?;
+            let own;
+            let engine = match self.model {
+                Model::Decoder(decoder) => {
+                    own = Engine::new(decoder)?;
+                    &own
+                }
+                Model::Engine(engine) => engine,
+            };
             match &self.sampling.beam {
-                Some(beam) => beam::complete(&engine, &mut self, (prompts, beam), rows),
-                None => rows::complete(&engine, &mut self, prompts, rows),
+                Some(beam) => beam::complete(engine, &mut self, (prompts, beam), rows),
+                None => rows::complete(engine, &mut self, prompts, rows),
             }
         })
     }
@@ -160,7 +184,10 @@ impl<'a> Generation<'a> {
     fn check(&self, prompts: &[Vec<u32>]) -> Result<()> {
         let Self { sampling, ends, .. } = self;
         sampling.check()?;
-        let config = self.decoder.config();
+        let config = match self.model {
+            Model::Decoder(decoder) => decoder.config(),
+            Model::Engine(engine) => engine.config(),
+        };
         if self.batch == 0 {
             return Err(Error::input("generation batch", "at least 1", 0));
         }

@@ -7,8 +7,8 @@ use tch::{CModule, Device, Kind, Tensor};
 
 use crate::{Result, operators};
 
-/// `pack` lays a matrix [out, in] out, `forward` multiplies [N, in] with it, `biased` adds `[out]` as well and `onto` adds
-/// [N, out].
+/// `pack` lays a matrix [out, in] out, `forward` multiplies [N, in] with it, `biased` adds `[out]` as well. Calling it costs 1.7
+/// microseconds, the operator 10 beside its arithmetic; with [N, out] added by itself 4 more, where a sum of its own takes 1.
 const METHODS: &str = "\
 def pack(self: __torch__.Packed, w: Tensor) -> Tensor:
   return ops.mkldnn._reorder_linear_weight(w)
@@ -18,8 +18,6 @@ def forward(self: __torch__.Packed, x: Tensor, w: Tensor) -> Tensor:
 def biased(self: __torch__.Packed, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
   none = annotate(List[Optional[number]], [])
   return ops.mkldnn._linear_pointwise(x, w, b, \"none\", none, \"\")
-def onto(self: __torch__.Packed, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-  return ops.mkldnn._linear_pointwise(x, y, w, None, \"add\")
 ";
 
 /// Lays weights out and multiplies with them.
@@ -56,11 +54,6 @@ impl Packer {
             None => self.0.forward_ts(&[x, &weight.0])?,
         })
     }
-
-    /// x [N, in] and y [N, out] → y + x Wᵀ.
-    pub(super) fn multiply_onto(&self, x: &Tensor, weight: &Packed, y: &Tensor) -> Result<Tensor> {
-        Ok(self.0.method_ts("onto", &[x, &weight.0, y])?)
-    }
 }
 
 #[cfg(test)]
@@ -95,7 +88,6 @@ mod tests {
                         packer.multiply(&x, &packed, Some(&bias)).unwrap(),
                         &plain + double(&bias),
                     ),
-                    (packer.multiply_onto(&x, &packed, &y).unwrap(), &plain + double(&y)),
                 ] {
                     let difference = (found - &expected).abs().max() / expected.abs().max();
                     let difference = difference.double_value(&[]);

@@ -18,14 +18,14 @@ const APART: i64 = 16;
 
 /// Linear maps of the same states, one after the other in their output.
 #[derive(Debug)]
-pub(super) struct Product<'a> {
+pub(super) struct Product {
     weight: Weight,
     /// How many outputs are wanted where the weight has more rows.
     wanted: Option<i64>,
     /// `[out]`.
     bias: Option<Tensor>,
     /// What adapters add, and to which part of the output: its start and width.
-    low_rank: Vec<(&'a LowRank, i64, i64)>,
+    low_rank: Vec<(LowRank, i64, i64)>,
 }
 
 #[derive(Debug)]
@@ -35,13 +35,13 @@ enum Weight {
     Packed(Packed, Rc<Packer>),
 }
 
-impl<'a> Product<'a> {
-    pub(super) fn new(maps: &[&'a Linear], packer: Option<&Rc<Packer>>) -> Result<Self> {
+impl Product {
+    pub(super) fn new(maps: &[&Linear], packer: Option<&Rc<Packer>>) -> Result<Self> {
         let mut low_rank = Vec::new();
         let mut start = 0;
         for map in maps {
             let width = map.weight_out_in()?.size()[0];
-            low_rank.extend(map.low_rank().map(|part| (part, start, width)));
+            low_rank.extend(map.low_rank().map(|part| (part.handle(), start, width)));
             start += width;
         }
         let weights = maps.iter().map(|map| map.weight_out_in()).collect::<Result<Vec<_>>>()?;
@@ -90,19 +90,6 @@ impl<'a> Product<'a> {
         match self.wanted {
             Some(width) => Ok(y.f_narrow(-1, 0, width)?),
             None => Ok(y),
-        }
-    }
-
-    /// x [N, in] and y [N, out] → y with the product added.
-    pub(super) fn apply_onto(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            // In bf16 the product is rounded before it is added, as elsewhere.
-            Weight::Packed(weight, packer)
-                if self.bias.is_none() && self.low_rank.is_empty() && y.f_kind()? == Kind::Float =>
-            {
-                packer.multiply_onto(x, weight, y)
-            }
-            _ => Ok(y.f_add(&self.apply(x)?)?),
         }
     }
 }

@@ -60,7 +60,7 @@ struct Tokens {
 impl<'a> Rows<'a> {
     fn new(engine: &'a Engine<'a>, request: &Generation<'_>, prompts: &'a [Vec<u32>], n: usize) -> Result<Self> {
         let queue = Queue::new(prompts);
-        let trunk = engine.decoder.trunk();
+        let trunk = engine.trunk();
         let (kind, device) = (trunk.kind()?, trunk.device());
         // A listener hears each token at once, and bans of n-grams need the tokens.
         let blind = match device {
@@ -69,7 +69,7 @@ impl<'a> Rows<'a> {
             _ => BLIND,
         };
         let slots = queue.longest() + request.sampling.max_new_tokens;
-        let width = engine.decoder.config().hidden_size as i64;
+        let width = engine.config().hidden_size as i64;
         let states = || Tensor::f_zeros([n as i64, width], (kind, device));
         let empty = Generated {
             ids: Vec::new(),
@@ -304,11 +304,15 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::{Config, Decoder, Sampling, Size};
+    use crate::{Architecture, Config, Decoder, Mistral, Sampling, Size};
 
     const END: u32 = 3;
 
     fn decoder() -> Decoder {
+        with_window(None)
+    }
+
+    fn with_window(sliding_window: Option<usize>) -> Decoder {
         tch::set_num_threads(1);
         let size = Size {
             hidden_size: 24,
@@ -319,6 +323,7 @@ mod tests {
         };
         let config = Config {
             initializer_range: 0.4,
+            architecture: Architecture::Mistral(Mistral { sliding_window }),
             ..Config::new(&size, 20, 32)
         };
         Decoder::init_kind(&config, &mut ChaCha8Rng::seed_from_u64(1), Device::Cpu, Kind::Double).unwrap()
@@ -343,10 +348,11 @@ mod tests {
     /// another prompt, that take a prompt another row holds, and that leave, the cache gives what the whole sequence gives.
     #[test]
     fn states_of_rows_equal_recomputed_ones() {
-        let (decoder, prompts, sampling) = (decoder(), prompts(23), Sampling::new(8));
+        let (prompts, sampling) = (prompts(23), Sampling::new(8));
         let mut compared = 0;
         let mut held = 0;
-        for n_rows in [1, 2, 5, 23] {
+        for (n_rows, window) in [(1, None), (2, None), (2, Some(5)), (5, None), (23, Some(6)), (23, None)] {
+            let decoder = with_window(window);
             for (blind, apart) in [(1, true), (3, true), (3, false)] {
                 let _guard = tch::no_grad_guard();
                 let mut engine = Engine::new(&decoder).unwrap();

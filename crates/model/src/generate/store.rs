@@ -11,8 +11,9 @@ use tch::{Device, Kind, Tensor};
 use super::slots::{Seen, Shape};
 use crate::{Error, Result};
 
-/// How many slots lie side by side in one tensor of keys, so that few are read in vain.
-const BLOCK: i64 = 64;
+/// How many slots lie side by side in one tensor of keys, so that few are read in vain; in tests so few that rows have
+/// several blocks.
+const BLOCK: i64 = if cfg!(test) { 4 } else { 64 };
 
 /// The keys and values of R rows in S slots.
 #[derive(Debug)]
