@@ -226,7 +226,7 @@ mod tests {
             }
             n += material.batches.len().min(1) + material.prompts.len().min(1);
         }
-        assert_eq!(n, 31);
+        assert_eq!(n, 33);
     }
 
     /// Models whose names begin alike were written to one place before they had their own.

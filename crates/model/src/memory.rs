@@ -3,8 +3,8 @@
 /// Where glibc reads the settings of its allocator, at the start of a process and never again.
 const VARIABLE: &str = "GLIBC_TUNABLES";
 
-/// Says that a program was started anew already. Newer versions of glibc take [`VARIABLE`] out of the environment of programs with the rights of
-/// another user or with capabilities of their own, which would otherwise start anew for ever.
+/// Says that a program was started anew already. Newer versions of glibc take [`VARIABLE`] out of the environment of programs
+/// with the rights of another user or with capabilities of their own, which would otherwise start anew for ever.
 const RESTARTED: &str = "UNSAY_RESTARTED";
 
 /// Memory comes in large pages, is taken from one growing piece however large the tensor, and is kept for the next

@@ -15,12 +15,14 @@ pub(crate) type Work = Box<dyn FnMut()>;
 pub(crate) type Make = fn() -> Work;
 
 /// Every work, by name: examples and tokens of each.
-pub(crate) const WORKLOADS: [(&str, Make); 5] = [
+pub(crate) const WORKLOADS: [(&str, Make); 6] = [
     ("model/forward/8x32", forward),
     ("model/forward_backward/8x32", forward_backward),
     ("model/logps/8x32", log_probs),
-    ("model/generate/1x8", || generation(1)),
-    ("model/generate/8x8", || generation(8)),
+    ("model/generate/1x8", || generation(1, 8)),
+    ("model/generate/8x8", || generation(8, 8)),
+    // Of short completions most is laying the model out; here most is tokens.
+    ("model/generate/8x48", || generation(8, 48)),
 ];
 
 const VOCAB: usize = 512;
@@ -64,8 +66,8 @@ fn log_probs() -> Work {
     })
 }
 
-/// Eight new tokens after each of `n` prompts of 4 to 11, drawn from the 50 most probable.
-fn generation(n: usize) -> Work {
+/// So many new tokens after each of `n` prompts of 4 to 11, drawn from the 50 most probable.
+fn generation(n: usize, new_tokens: usize) -> Work {
     let model = model();
     let prompts: Vec<Vec<u32>> = (0..n)
         .map(|i| {
@@ -76,8 +78,8 @@ fn generation(n: usize) -> Work {
         .collect();
     let sampling = Sampling {
         top_k: Some(50),
-        min_new_tokens: 8,
-        ..Sampling::new(8)
+        min_new_tokens: new_tokens,
+        ..Sampling::new(new_tokens)
     };
     Box::new(move || {
         let mut draw = |prompt: usize, step: usize| ((prompt * 31 + step * 17) % 97) as f32 / 97.0;
