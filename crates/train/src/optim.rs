@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-use unsay_model::{Params, weights};
+use unsay_model::{Param, Params, weights};
 
 use crate::error::{Error, Result};
 use rule::{OnePass, Rule};
@@ -104,6 +104,7 @@ impl AdamW {
             step: self.step,
         };
         let _guard = tch::no_grad_guard();
+        let (mut decayed, mut others) = (Vec::new(), Vec::new());
         for (param, moments) in params.trainable().zip(&self.moments) {
             if param.name() != moments.name {
                 return Err(Error::Data(format!(
@@ -117,15 +118,21 @@ impl AdamW {
                 Some(gradient) => gradient,
                 None => weights.f_zeros_like()?,
             };
-            let decay = match weights.dim() > 1 {
-                true => self.weight_decay,
-                false => 0.0,
-            };
             let kind = weights.f_kind()?;
             let at_once = kind == Kind::Float && weights.device() == Device::Cpu;
             let one_pass = self.one_pass.as_ref().filter(|_| at_once);
             let flat = |tensor: &Tensor| tensor.f_view([-1]);
             let [weights, first, second] = [flat(weights)?, flat(&moments.first)?, flat(&moments.second)?];
+            let group = match param.full().dim() > 1 {
+                true => &mut decayed,
+                false => &mut others,
+            };
+            // Whole and all together: a call costs as much as a small parameter.
+            if one_pass.is_some() && gradient.f_kind()? == kind && gradient.is_contiguous() {
+                group.push((param, [weights, first, second, flat(&gradient)?]));
+                continue;
+            }
+            let decay = self.decay(param);
             let rounded = param.rounded().map(flat).transpose()?;
             // Of a gradient that is no plain array this is a copy.
             let gradients = gradient.f_reshape([-1])?;
@@ -137,7 +144,7 @@ impl AdamW {
                 let wide = own.f_to_kind(kind)?;
                 let pieces = [&weights, &piece(&first)?, &piece(&second)?, &wide];
                 match one_pass {
-                    Some(one_pass) => one_pass.apply(&rule, pieces, decay)?,
+                    Some(one_pass) => one_pass.apply(&rule, &[pieces], decay)?,
                     None => rule.apply(pieces, decay)?,
                 }
                 let _ = own.shallow_clone().f_zero_()?;
@@ -150,7 +157,26 @@ impl AdamW {
             }
             param.note_zero_gradient()?;
         }
+        for group in [decayed, others] {
+            let Some(((param, _), one_pass)) = group.first().zip(self.one_pass.as_ref()) else {
+                continue;
+            };
+            let pieces: Vec<[&Tensor; 4]> = group.iter().map(|(_, pieces)| pieces.each_ref()).collect();
+            one_pass.apply(&rule, &pieces, self.decay(param))?;
+            for (param, [.., gradient]) in &group {
+                let _ = gradient.shallow_clone().f_zero_()?;
+                param.note_zero_gradient()?;
+            }
+        }
         Ok(())
+    }
+
+    /// The weight decay of a parameter.
+    fn decay(&self, param: &Param) -> f64 {
+        match param.full().dim() > 1 {
+            true => self.weight_decay,
+            false => 0.0,
+        }
     }
 
     /// Writes the state as a safetensors file: `<parameter>.exp_avg`, `<parameter>.exp_avg_sq`, and the number of

@@ -77,7 +77,7 @@ impl OnePass {
         let pieces = || Some([one()?, one()?, one()?, one()?]);
         let (ours, theirs) = (pieces()?, pieces()?);
         rule.apply(ours.each_ref(), 0.5).ok()?;
-        found.apply(&rule, theirs.each_ref(), 0.5).ok()?;
+        found.apply(&rule, &[theirs.each_ref()], 0.5).ok()?;
         // Of the gradient both make what they like.
         let mut same = ours
             .iter()
@@ -87,12 +87,16 @@ impl OnePass {
         same.all(|same| same).then_some(found)
     }
 
-    /// The same but for rounding; the scale is rounded to f32 whatever the kind.
-    pub(super) fn apply(&self, rule: &Rule, pieces: [&Tensor; 4], decay: f64) -> Result<()> {
+    /// The same but for rounding, over several pieces, in as many calls as one of them takes; the scale is rounded to f32
+    /// whatever the kind.
+    pub(super) fn apply(&self, rule: &Rule, pieces: &[[&Tensor; 4]], decay: f64) -> Result<()> {
         let number = |value: f64| Tensor::f_from_slice(&[value as f32]);
-        let list = |tensor: Tensor| IValue::TensorList(vec![tensor]);
-        let mut arguments: Vec<IValue> = pieces.map(|piece| list(piece.shallow_clone())).into();
-        arguments.push(list(number(rule.step as f64)?));
+        let list = |which: usize| IValue::TensorList(pieces.iter().map(|piece| piece[which].shallow_clone()).collect());
+        let mut arguments: Vec<IValue> = (0..4).map(list).collect();
+        let step = number(rule.step as f64)?;
+        arguments.push(IValue::TensorList(
+            pieces.iter().map(|_| step.shallow_clone()).collect(),
+        ));
         arguments.push(match rule.scale < 1.0 {
             // What the gradient is divided by.
             true => IValue::Tensor(number(rule.scale.recip())?),
@@ -143,7 +147,7 @@ mod tests {
                     let [p, m, v] = &ours;
                     rule.apply([p, m, v, &gradient()], decay).unwrap();
                     let [p, m, v] = &theirs;
-                    one_pass.apply(&rule, [p, m, v, &gradient()], decay).unwrap();
+                    one_pass.apply(&rule, &[[p, m, v, &gradient()]], decay).unwrap();
                     for (ours, theirs) in ours.iter().zip(&theirs) {
                         let difference = (ours - theirs).abs().max().double_value(&[]);
                         assert!(
@@ -172,7 +176,10 @@ mod tests {
         let pieces = || [0.0_f32, 0.0, 0.0, 3.0].map(|value| Tensor::from_slice(&[value]));
         let (ours, theirs) = (pieces(), pieces());
         rule.apply(ours.each_ref(), 0.0).unwrap();
-        OnePass::find().unwrap().apply(&rule, theirs.each_ref(), 0.0).unwrap();
+        OnePass::find()
+            .unwrap()
+            .apply(&rule, &[theirs.each_ref()], 0.0)
+            .unwrap();
         for found in [&ours[0], &theirs[0]] {
             // -0.1 · 0.9 / (0.9 + 1)
             assert!((found.double_value(&[0]) + 0.09 / 1.9).abs() < 1e-7, "{found}");
