@@ -23,6 +23,9 @@ pub enum Products {
 /// Fewer rows are not worth the copies, and oneDNN rounds a row of up to 64 by how many there are.
 const FEWEST_ROWS: i64 = 128;
 
+/// Nor are narrower states: 256 rows of 64 take twice as long with the copies (1024 take two thirds).
+const NARROWEST: i64 = 128;
+
 /// oneDNN compiles a program for each shape that it meets, and keeps a thousand of them of half a megabyte and more. Batches
 /// of real data differ in their numbers of rows, so they are filled up with zeros to one of 16 numbers between two powers of
 /// two: 2 % more work on average, 6 % at most. That holds for bf16 as well, whose products libtorch hands to it itself.
@@ -37,9 +40,9 @@ pub(crate) fn filled_up(n: i64, steps: u64) -> i64 {
 }
 
 impl Products {
-    /// The faster one for numbers of a kind on a device. Depends on nothing else but the processor.
-    pub fn fastest(kind: Kind, device: Device) -> Self {
-        let faster = || kind == Kind::BFloat16 || Processor::here().is_amd_with_avx512();
+    /// The faster one for states of so many numbers of a kind on a device. Depends on nothing else but the processor.
+    pub fn fastest(kind: Kind, device: Device, width: i64) -> Self {
+        let faster = || kind == Kind::BFloat16 || (width >= NARROWEST && Processor::here().is_amd_with_avx512());
         match Self::OneDnn.applies(kind, device) && faster() {
             true => Self::OneDnn,
             false => Self::Blas,

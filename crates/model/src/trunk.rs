@@ -100,7 +100,7 @@ impl Trunk {
                 .map(|i| form.window(config, i).map(|n| n as i64))
                 .collect(),
             like_transformers: Rounding::default(),
-            products: Products::fastest(embedding.f_kind()?, embedding.device()),
+            products: Products::fastest(embedding.f_kind()?, embedding.device(), config.hidden_size as i64),
             embedding,
         })
     }
