@@ -163,8 +163,11 @@ impl AdamW {
             };
             let pieces: Vec<[&Tensor; 4]> = group.iter().map(|(_, pieces)| pieces.each_ref()).collect();
             one_pass.apply(&rule, &pieces, self.decay(param))?;
-            for (param, [.., gradient]) in &group {
+            for (param, [weights, .., gradient]) in &group {
                 let _ = gradient.shallow_clone().f_zero_()?;
+                if let Some(rounded) = param.rounded() {
+                    rounded.f_view([-1])?.f_copy_(weights)?;
+                }
                 param.note_zero_gradient()?;
             }
         }
