@@ -63,7 +63,7 @@ const BATCH: usize = 32;
 /// A completion depends on its prompt and its draws, not on what it is made together with (up to the rounding of batched
 /// products). Up to [`batch`](Self::batch) completions are made at once; a row takes the next prompt as soon as its own
 /// has ended, longest prompts first. Prompts that are equal are computed once. Of tokens that are exactly as probable as
-/// one another the first is taken.
+/// one another greedy generation takes the first.
 ///
 /// ```
 /// # use unsay_model::{Config, Decoder, Generation, Sampling, Size};
