@@ -48,7 +48,7 @@ pub(crate) fn times(
     Ok(all.into_iter().map(|(_, verdict)| verdict).collect())
 }
 
-/// Counts the instructions of each path.
+/// Counts the instructions of each path, once for each of `planted`.
 ///
 /// # Errors
 /// When counting ends badly.
@@ -56,13 +56,11 @@ pub(crate) fn counts(
     program: &Path,
     names: &[&str],
     expected: &dyn Fn(&str) -> Figure,
-    planted: Option<&str>,
-) -> Result<Vec<Verdict>> {
-    let measured = counts::count(program, names, planted)?;
-    Ok(measured
-        .iter()
-        .map(|one| Verdict::of(&one.name, one.value, expected(&one.name)))
-        .collect())
+    planted: &[Option<&str>],
+) -> Result<Vec<Vec<Verdict>>> {
+    let verdict = |one: &Measured| Verdict::of(&one.name, one.value, expected(&one.name));
+    let runs = counts::count(program, names, planted)?;
+    Ok(runs.iter().map(|run| run.iter().map(verdict).collect()).collect())
 }
 
 /// The ratio of each path to the reference over several processes: what a baseline holds.

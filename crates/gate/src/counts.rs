@@ -39,13 +39,15 @@ fn unsay_gate_counted(work: &mut dyn FnMut(), calls: usize) {
 /// A name that is not known.
 pub(crate) fn child(names: &[String]) -> Result<()> {
     tch::set_num_threads(1);
-    for name in names {
-        let path = paths::named(name).with_context(|| format!("no path is called `{name}`"))?;
-        let mut work = (path.make)();
-        for _ in 0..WARM_UP {
-            work();
+    for planted in plant::in_runs() {
+        for name in names {
+            let path = paths::named(name).with_context(|| format!("no path is called `{name}`"))?;
+            let mut work = (path.make)();
+            for _ in 0..WARM_UP {
+                work();
+            }
+            unsay_gate_counted(&mut work, plant::calls(*name == planted, CALLS)?);
         }
-        unsay_gate_counted(&mut work, plant::calls(name, CALLS)?);
     }
     Ok(())
 }
@@ -60,11 +62,12 @@ pub(crate) fn valgrind() -> Result<String> {
     Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
-/// Instructions of one call of each path, in the order of the names, by the gate `program`.
+/// Instructions of one call of each path, in the order of the names, by the gate `program`: once for each of `planted`, all in the
+/// same processes, since to start one takes longer than most paths.
 ///
 /// # Errors
-/// When the program ends badly or does not count each path once.
-pub(crate) fn count(program: &Path, names: &[&str], planted: Option<&str>) -> Result<Vec<Measured>> {
+/// When the program ends badly or does not count each path once a run.
+pub(crate) fn count(program: &Path, names: &[&str], planted: &[Option<&str>]) -> Result<Vec<Vec<Measured>>> {
     // Two processes take every other path: those of libtorch, which come last, take longest.
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for (at, name) in names.iter().enumerate() {
@@ -79,15 +82,18 @@ pub(crate) fn count(program: &Path, names: &[&str], planted: Option<&str>) -> Re
         let second = count_some(program, &second, planted);
         (first.join(), second)
     });
-    let mut first = first.ok().context("counting ended by a panic")??.into_iter();
-    let mut second = second?.into_iter();
-    let turns = (0..names.len()).filter_map(|at| if at % 2 == 0 { first.next() } else { second.next() });
-    Ok(turns.collect())
+    let first = first.ok().context("counting ended by a panic")??;
+    let together = |(first, second): (Vec<Measured>, Vec<Measured>)| {
+        let (mut first, mut second) = (first.into_iter(), second.into_iter());
+        let turns = (0..names.len()).filter_map(|at| if at % 2 == 0 { first.next() } else { second.next() });
+        turns.collect()
+    };
+    Ok(first.into_iter().zip(second?).map(together).collect())
 }
 
-fn count_some(program: &Path, names: &[&str], planted: Option<&str>) -> Result<Vec<Measured>> {
+fn count_some(program: &Path, names: &[&str], planted: &[Option<&str>]) -> Result<Vec<Vec<Measured>>> {
     if names.is_empty() {
-        return Ok(Vec::new());
+        return Ok(vec![Vec::new(); planted.len()]);
     }
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("out");
@@ -100,7 +106,7 @@ fn count_some(program: &Path, names: &[&str], planted: Option<&str>) -> Result<V
         .arg("count")
         .args(names)
         .envs(OWN_THREADS)
-        .env(PLANT, planted.unwrap_or_default())
+        .env(PLANT, plant::of_runs(planted))
         .stdin(Stdio::null())
         .output()?;
     if !said.status.success() {
@@ -108,18 +114,18 @@ fn count_some(program: &Path, names: &[&str], planted: Option<&str>) -> Result<V
         let last: Vec<&str> = all.lines().rev().take(10).collect();
         bail!("counting ended with {}: {}", said.status, last.join(" | "));
     }
-    let mut measured = Vec::with_capacity(names.len());
-    for (at, name) in names.iter().enumerate() {
+    let read = |run: usize, at: usize, name: &str| -> Result<Measured> {
         // Each path has two files: what came before it, and itself.
-        let file = folder.path().join(format!("out.{}", 2 * at + 2));
+        let file = folder.path().join(format!("out.{}", 2 * (run * names.len() + at) + 2));
         let text = std::fs::read_to_string(&file).with_context(|| format!("`{name}` was not counted"))?;
         let instructions = collected(&text).with_context(|| format!("`{name}`: no count in callgrind's file"))?;
-        measured.push(Measured {
-            name: (*name).to_owned(),
+        Ok(Measured {
+            name: name.to_owned(),
             value: instructions / CALLS as f64,
-        });
-    }
-    Ok(measured)
+        })
+    };
+    let run = |run| names.iter().enumerate().map(|(at, name)| read(run, at, name)).collect();
+    (0..planted.len()).map(run).collect()
 }
 
 /// What a file of callgrind says it collected.

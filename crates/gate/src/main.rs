@@ -175,7 +175,7 @@ impl Gate {
             }
             counts.figures.clear();
         }
-        let measured = counts::count(program, &self.names(Paths::All)?, None)?;
+        let measured = counts::count(program, &self.names(Paths::All)?, &[None])?.concat();
         counts.tools = tools;
         let lines = renew(&mut counts.figures, &measured, COUNT_TOLERANCE);
         lines.iter().try_for_each(|line| say(line))
@@ -216,7 +216,10 @@ impl Gate {
                 n_runs,
                 "instructions",
             ),
-            None => judged(&check::counts(program, &names, &expected, None)?, "instructions"),
+            None => judged(
+                &check::counts(program, &names, &expected, &[None])?.concat(),
+                "instructions",
+            ),
         }
     }
 
@@ -271,9 +274,11 @@ impl Gate {
                 (one.name, Figure { value, tolerance })
             };
             let names = known(Paths::All)?;
-            let before = counts::count(&other, &names, None).with_context(|| format!("at `{revision}`"))?;
+            let before = counts::count(&other, &names, &[None])
+                .with_context(|| format!("at `{revision}`"))?
+                .concat();
             let before: BTreeMap<String, Figure> = before.into_iter().map(figure).collect();
-            let verdicts = check::counts(program, &names, &|name| before[name], None)?;
+            let verdicts = check::counts(program, &names, &|name| before[name], &[None])?.concat();
             judged(&verdicts, "instructions")
         };
         let times = || -> Result<bool> {
