@@ -43,7 +43,7 @@ pub(crate) struct Limit {
 pub(crate) struct Cost {
     /// `unsay` or `python`.
     pub(crate) who: String,
-    /// How it worked: see [`Side::way`].
+    /// How it worked: see [`crate::cases::Side::way`].
     pub(crate) way: String,
     /// Seconds of a step, over turns.
     pub(crate) secs: Median,
