@@ -163,6 +163,8 @@ fn peers(args: &PeersArgs) -> Result<()> {
     // What was measured elsewhere is refused before anything is measured.
     if let Some(folder) = &folder {
         Results::open(folder, Environment::here(options.programs.threads))?;
+    } else if args.alone.is_none() {
+        say("nothing will be kept of this run\nhint: `--results FOLDER` keeps it")?;
     }
     let order: Vec<String> = Chosen::all().iter().map(|case| case.name().to_owned()).collect();
     for case in &chosen {
