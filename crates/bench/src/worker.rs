@@ -29,7 +29,7 @@ impl Programs {
         let mut command = if ours {
             let mut command = Command::new(&self.ours);
             // As `unsay run` has it.
-            command.arg("worker").envs(unsay_model::memory::kept_pages());
+            command.arg("worker").envs(unsay_model::memory::settings());
             command
         } else {
             let name = serde_json::to_value(task)?;

@@ -1,24 +1,36 @@
 //! How this process holds its memory.
 
 /// Where glibc reads the settings of its allocator, at the start of a process and never again.
-const VARIABLE: &str = "GLIBC_TUNABLES";
+const ALLOCATOR: &str = "GLIBC_TUNABLES";
 
-/// Says that a program was started anew already. Newer versions of glibc take [`VARIABLE`] out of the environment of programs
+/// Memory comes in large pages, is taken from one growing piece however large the tensor, and is kept for the next
+/// tensor instead of being handed back: as they are, glibc's settings hand the memory of every large tensor back, and each
+/// step begins with pages that the system has to clear.
+const KEPT_PAGES: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776";
+
+/// Where oneDNN reads how many of its programs it keeps.
+const PROGRAMS: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+
+/// oneDNN compiles a program for each shape of a product and keeps 1024 of them, with what they need to work in. A training
+/// step has some 15, and three times as many where its micro-batches differ; those of batches long gone only take memory.
+const KEPT_PROGRAMS: &str = "64";
+
+/// Says that a program was started anew already. Newer versions of glibc take [`ALLOCATOR`] out of the environment of programs
 /// with the rights of another user or with capabilities of their own, which would otherwise start anew for ever.
 const RESTARTED: &str = "UNSAY_RESTARTED";
 
-/// Memory comes in large pages, is taken from one growing piece however large the tensor, and is kept for the next
-/// tensor instead of being handed back.
-const SETTINGS: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776";
-
-/// The variable of the environment, and its value, under which a process that trains on the processor spends least
-/// time on pages: as they are, glibc's settings hand the memory of every large tensor back, and each step begins with
-/// pages that the system has to clear. `None` where there is no glibc, or where the variable is set already.
+/// The variables of the environment, and their values, under which a process that trains on the processor spends least
+/// time on pages, and no more memory the more shapes its batches had. Without those that are set already, and without
+/// the allocator's where there is no glibc.
 ///
-/// For whoever starts a process; this one is restarted by [`restart_with_kept_pages`].
-pub fn kept_pages() -> Option<(&'static str, &'static str)> {
-    let applies = cfg!(all(target_os = "linux", target_env = "gnu")) && std::env::var_os(VARIABLE).is_none();
-    applies.then_some((VARIABLE, SETTINGS))
+/// For whoever starts a process; this one is restarted by [`restart_with_settings`].
+pub fn settings() -> Vec<(&'static str, &'static str)> {
+    let glibc = cfg!(all(target_os = "linux", target_env = "gnu"));
+    [(ALLOCATOR, KEPT_PAGES, glibc), (PROGRAMS, KEPT_PROGRAMS, true)]
+        .into_iter()
+        .filter(|&(name, _, applies)| applies && std::env::var_os(name).is_none())
+        .map(|(name, value, _)| (name, value))
+        .collect()
 }
 
 /// Whether that is not a program but the loader (`ld-linux-x86-64.so.2 unsay run …`), to which the arguments would be others.
@@ -28,11 +40,12 @@ fn is_loader(program: &std::path::Path) -> bool {
     name.starts_with("ld-") || name.starts_with("ld.so") || name.starts_with("ld64.so")
 }
 
-/// Starts this program anew in this very process with the same arguments and [`kept_pages`]. Returns where there is
-/// nothing to set, where it was started anew before, and where the system does not let it: nothing but time depends on it.
-pub fn restart_with_kept_pages() {
+/// Starts this program anew in this very process with the same arguments and [`settings`]. Returns where there is nothing to
+/// set, where it was started anew before, and where the system does not let it: nothing but time and memory depends on it.
+pub fn restart_with_settings() {
     #[cfg(unix)]
-    if let (Some((name, value)), Ok(program)) = (kept_pages(), std::env::current_exe())
+    if let (settings, Ok(program)) = (settings(), std::env::current_exe())
+        && !settings.is_empty()
         && std::env::var_os(RESTARTED).is_none()
         && !is_loader(&program)
     {
@@ -43,7 +56,7 @@ pub fn restart_with_kept_pages() {
         let mut command = std::process::Command::new(program);
         // Comes back only where it failed.
         let _ = command
-            .env(name, value)
+            .envs(settings)
             .env(RESTARTED, "1")
             .arg0(first)
             .args(arguments)

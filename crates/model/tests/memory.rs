@@ -5,28 +5,31 @@
 use std::env;
 use std::process::{Command, exit};
 
-use unsay_model::memory::restart_with_kept_pages;
+use unsay_model::memory::restart_with_settings;
 
 /// Tells this test that it is the program.
 const PROGRAM: &str = "UNSAY_TEST_PROGRAM";
-const SETTINGS: &str = "GLIBC_TUNABLES";
+const ALLOCATOR: &str = "GLIBC_TUNABLES";
+const PROGRAMS: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
 const RESTARTED: &str = "UNSAY_RESTARTED";
 
-/// Newer versions of glibc take the settings out of the environment of a program with capabilities of its own, which was
-/// started anew for ever.
+/// Newer versions of glibc take the allocator's settings out of the environment of programs with capabilities of their own,
+/// which were started anew for ever. What the user has set stays.
 #[test]
-fn a_program_whose_settings_are_taken_away_is_not_started_anew_again() {
+fn a_program_starts_itself_anew_once_and_keeps_what_is_set() {
     if env::var_os(PROGRAM).is_some() {
-        restart_with_kept_pages();
-        exit(if env::var_os(SETTINGS).is_some() { 10 } else { 11 });
+        restart_with_settings();
+        let programs = env::var(PROGRAMS).ok().and_then(|text| text.parse().ok());
+        exit(programs.unwrap_or(0) + i32::from(env::var_os(ALLOCATOR).is_some()));
     }
-    let ended = |restarted: Option<&str>| {
+    let ended = |set: &[(&str, &str)]| {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(env::args_os().skip(1)).env(PROGRAM, "1");
-        command.env_remove(SETTINGS).env_remove(RESTARTED);
-        command.envs(restarted.map(|value| (RESTARTED, value)));
+        command.env_remove(ALLOCATOR).env_remove(PROGRAMS).env_remove(RESTARTED);
+        command.envs(set.iter().copied());
         command.output().unwrap().status.code()
     };
-    assert_eq!(ended(None), Some(10), "started anew with the settings");
-    assert_eq!(ended(Some("1")), Some(11), "without them, but not again");
+    assert_eq!(ended(&[]), Some(65), "started anew with both settings");
+    assert_eq!(ended(&[(PROGRAMS, "10")]), Some(11), "with what is not set");
+    assert_eq!(ended(&[(RESTARTED, "1")]), Some(0), "not again");
 }

@@ -19,7 +19,7 @@ use std::time::Instant;
 use tch::Device;
 use unsay_data::{Encoded, Label, Span, stream};
 use unsay_losses::token::{Cringe, Loss};
-use unsay_model::memory::kept_pages;
+use unsay_model::memory::settings;
 use unsay_model::{Config, Decoder, Precision, Size, Trained};
 use unsay_train::{Examples, Fit, LanguageObjective, PrefixStates, Settings, Source};
 
@@ -173,7 +173,7 @@ impl Process {
         let command = command
             .env(CASE, format!("{shape} {way} {threads}"))
             .env("OMP_NUM_THREADS", threads)
-            .envs(kept_pages());
+            .envs(settings());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         Process {
             ask: child.stdin.take().unwrap(),

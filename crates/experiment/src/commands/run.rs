@@ -15,7 +15,7 @@ use crate::store::Store;
 
 /// Runs what is missing, then writes the results.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
-    unsay_model::memory::restart_with_kept_pages();
+    unsay_model::memory::restart_with_settings();
     let device = open(&args.device)?;
     let p = prepare(&args.question, device)?;
     let folder = results_folder(args, &p)?;
