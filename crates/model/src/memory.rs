@@ -8,12 +8,12 @@ const ALLOCATOR: &str = "GLIBC_TUNABLES";
 /// step begins with pages that the system has to clear.
 const KEPT_PAGES: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776";
 
-/// Where oneDNN reads how many of its programs it keeps.
-const PROGRAMS: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+/// Where oneDNN, and ideep, through which libtorch calls it, read how many programs they keep, each for itself.
+const PROGRAMS: [&str; 2] = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"];
 
-/// oneDNN compiles a program for each shape of a product and keeps 1024 of them, with what they need to work in. A training
-/// step has some 15, and three times as many where its micro-batches differ; those of batches long gone only take memory.
-const KEPT_PROGRAMS: &str = "64";
+/// oneDNN compiles a program for each shape of a product, and both keep 1024 of them, with what they need to work in. A
+/// training step has some 15; those of the shapes of earlier batches only take memory.
+const KEPT_PROGRAMS: &str = "32";
 
 /// Says that a program was started anew already. Newer versions of glibc take [`ALLOCATOR`] out of the environment of programs
 /// with the rights of another user or with capabilities of their own, which would otherwise start anew for ever.
@@ -26,8 +26,10 @@ const RESTARTED: &str = "UNSAY_RESTARTED";
 /// For whoever starts a process; this one is restarted by [`restart_with_settings`].
 pub fn settings() -> Vec<(&'static str, &'static str)> {
     let glibc = cfg!(all(target_os = "linux", target_env = "gnu"));
-    [(ALLOCATOR, KEPT_PAGES, glibc), (PROGRAMS, KEPT_PROGRAMS, true)]
+    let programs = PROGRAMS.map(|name| (name, KEPT_PROGRAMS, true));
+    [(ALLOCATOR, KEPT_PAGES, glibc)]
         .into_iter()
+        .chain(programs)
         .filter(|&(name, _, applies)| applies && std::env::var_os(name).is_none())
         .map(|(name, value, _)| (name, value))
         .collect()

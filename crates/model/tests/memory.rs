@@ -10,7 +10,7 @@ use unsay_model::memory::restart_with_settings;
 /// Tells this test that it is the program.
 const PROGRAM: &str = "UNSAY_TEST_PROGRAM";
 const ALLOCATOR: &str = "GLIBC_TUNABLES";
-const PROGRAMS: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+const PROGRAMS: [&str; 2] = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"];
 const RESTARTED: &str = "UNSAY_RESTARTED";
 
 /// Newer versions of glibc take the allocator's settings out of the environment of programs with capabilities of their own,
@@ -19,17 +19,19 @@ const RESTARTED: &str = "UNSAY_RESTARTED";
 fn a_program_starts_itself_anew_once_and_keeps_what_is_set() {
     if env::var_os(PROGRAM).is_some() {
         restart_with_settings();
-        let programs = env::var(PROGRAMS).ok().and_then(|text| text.parse().ok());
-        exit(programs.unwrap_or(0) + i32::from(env::var_os(ALLOCATOR).is_some()));
+        let number = |name| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let programs: i32 = PROGRAMS.map(number).iter().sum();
+        exit(programs + i32::from(env::var_os(ALLOCATOR).is_some()));
     }
     let ended = |set: &[(&str, &str)]| {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(env::args_os().skip(1)).env(PROGRAM, "1");
-        command.env_remove(ALLOCATOR).env_remove(PROGRAMS).env_remove(RESTARTED);
+        command.env_remove(ALLOCATOR).env_remove(RESTARTED);
+        command.env_remove(PROGRAMS[0]).env_remove(PROGRAMS[1]);
         command.envs(set.iter().copied());
         command.output().unwrap().status.code()
     };
-    assert_eq!(ended(&[]), Some(65), "started anew with both settings");
-    assert_eq!(ended(&[(PROGRAMS, "10")]), Some(11), "with what is not set");
+    assert_eq!(ended(&[]), Some(65), "started anew with all settings");
+    assert_eq!(ended(&[(PROGRAMS[1], "10")]), Some(43), "with what is not set");
     assert_eq!(ended(&[(RESTARTED, "1")]), Some(0), "not again");
 }
