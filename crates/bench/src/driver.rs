@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) commit: String,
     /// Leave our side out, or theirs.
     pub(crate) alone: Option<Alone>,
+    /// Training tokens up to which growth is looked at.
+    pub(crate) growth_tokens: u64,
 }
 
 /// One side by itself, for profiles.
@@ -127,7 +129,7 @@ pub(crate) fn run(case: &Case, options: &Options, say: &mut dyn FnMut(&str)) -> 
 /// Starts a worker, loads, and makes the steps that are only compared.
 fn player(case: &Case, side: &Side, options: &Options, data: &Path, own: &Path) -> Result<Player> {
     let command = options.programs.command(side.ours, case.task)?;
-    let mut worker = Worker::start(&name(side), command, &own.join("stderr"))?;
+    let mut worker = Worker::start(&name(side), command, &own.join("stderr"), options.programs.patience)?;
     let reference = match case.task {
         Task::Dpo => Some(model_folder(&options.cache, case.model, Role::Reference)?),
         _ => None,
@@ -232,64 +234,21 @@ fn ratios(case: &Case, players: &[Player]) -> Vec<Ratio> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
 
     use super::*;
     use crate::cases::all;
-
-    /// A worker that makes steps of `secs` and says what it is told to have found.
-    fn fake(folder: &Path, name: &str, secs: f64, loaded: &str, loss: f64) -> PathBuf {
-        let order = folder.join("order");
-        let script = format!(
-            r#"#!/bin/sh
-echo '{{"is":"hello","threads":2,"versions":{{}},"libtorch":"x","rss_mib":100}}'
-while read -r line; do
-    case "$line" in
-    *'"load"'*) echo '{loaded}' ;;
-    *'"run"'*)
-        n=$(printf '%s' "$line" | tr -dc 0-9)
-        printf '{name} %s\n' "$n" >> '{order}'
-        secs= tokens= losses= comma=
-        for _ in $(seq "$n"); do
-            secs="$secs${{comma}}{secs}" tokens="$tokens${{comma}}1024" losses="$losses${{comma}}{loss}" comma=,
-        done
-        echo '{{"is":"ran","secs":['"$secs"'],"cpu_secs":1,"tokens":['"$tokens"'],"values":{{"loss":['"$losses"']}},"rss_mib":1,"peak_mib":300}}'
-        ;;
-    *) exit 0 ;;
-    esac
-done
-"#,
-            order = order.display()
-        );
-        let path = folder.join(name);
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
-
-    fn loaded(sum: f64, checksum: u64, compute: &str) -> String {
-        format!(
-            r#"{{"is":"loaded","weights":{{"n":9,"sum":{sum},"abs":10.0}},"data":{{"tokens":8,"targets":4,"checksum":{checksum}}},"compute":"{compute}"}}"#
-        )
-    }
+    use crate::fake::{Fake, programs};
 
     /// `sft_64_fp32` with three turns of two workers that are made up.
-    fn compare(theirs: &str, loss: f64) -> (Result<Outcome>, Vec<String>) {
+    fn compare(theirs: &Fake) -> (Result<Outcome>, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
-        let ours = fake(folder.path(), "ours", 0.5, &loaded(1.0, 7, "float32"), 9.0);
-        let python = fake(folder.path(), "theirs", 0.75, theirs, loss);
         let options = Options {
-            programs: Programs {
-                ours,
-                python,
-                peers: PathBuf::from("peers"),
-                threads: 2,
-            },
+            programs: programs(folder.path(), &Fake::OURS, theirs),
             cache: folder.path().to_owned(),
             rounds: Some(3),
             commit: "abc".to_owned(),
             alone: None,
+            growth_tokens: 0,
         };
         let case = all().into_iter().find(|case| case.name == "sft_64_fp32").unwrap();
         let outcome = run(&case, &options, &mut |_| ()).map(|(outcome, _)| outcome);
@@ -299,7 +258,7 @@ done
 
     #[test]
     fn turns_alternate_and_ratios_are_those_of_turns() {
-        let (outcome, order) = compare(&loaded(1.0, 7, "float32"), 9.0);
+        let (outcome, order) = compare(&Fake::THEIRS);
         let outcome = outcome.unwrap();
         let expected = [
             "ours 3", "theirs 3", "ours 3", "theirs 3", "theirs 3", "ours 3", "ours 3", "theirs 3",
@@ -315,21 +274,23 @@ done
 
     #[test]
     fn other_work_is_refused_by_name() {
-        for (theirs, loss, expected) in [
-            (loaded(1.1, 7, "float32"), 9.0, "weights differ: unsay fp32 has Weights"),
-            (loaded(1.0, 8, "float32"), 9.0, "tokens differ"),
+        let same = Fake::THEIRS;
+        for (theirs, expected) in [
+            (Fake { sum: 1.1, ..same }, "weights differ: unsay fp32 has Weights"),
+            (Fake { checksum: 8, ..same }, "tokens differ"),
             (
-                loaded(1.0, 7, "bfloat16"),
-                9.0,
+                Fake {
+                    compute: "bfloat16",
+                    ..same
+                },
                 "kinds differ: unsay fp32 has float32, python fp32 has bfloat16",
             ),
             (
-                loaded(1.0, 7, "float32"),
-                9.01,
+                Fake { loss: 9.01, ..same },
                 "`loss` of step 1 differs: unsay fp32 has 9, python fp32 has 9.01",
             ),
         ] {
-            let error = format!("{:#}", compare(&theirs, loss).0.unwrap_err());
+            let error = format!("{:#}", compare(&theirs).0.unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
     }

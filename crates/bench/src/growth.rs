@@ -20,6 +20,8 @@ const MARKS: [u64; 3] = [10_000, 100_000, 1_000_000];
 const TURNS: usize = 15;
 /// Steps of a turn.
 const STEPS: usize = 3;
+/// Steps that are asked for at once: all those to the last mark in one answer would take longer than a worker is waited for.
+const ASKED_AT_ONCE: usize = 100;
 
 /// A training that went on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +70,8 @@ impl Training {
         let data = folder.join("data.json");
         Material::of(case, CHECKED)?.write(&data)?;
         let command = options.programs.command(true, case.task)?;
-        let mut worker = Worker::start("unsay growth", command, &folder.join("stderr"))?;
+        let log = folder.join("stderr");
+        let mut worker = Worker::start("unsay growth", command, &log, options.programs.patience)?;
         worker.load(Work {
             task: case.task,
             way: "fp32".to_owned(),
@@ -88,17 +91,24 @@ impl Training {
 
     /// So many steps; their tokens per second.
     fn run(&mut self, steps: usize) -> Result<f64> {
-        let ran = self.worker.run(steps)?;
-        let tokens: u64 = ran.tokens.iter().sum();
-        self.tokens += tokens;
-        let speed = tokens as f64 / ran.secs.iter().sum::<f64>();
-        self.points.push(Point {
-            tokens: self.tokens,
-            tokens_per_sec: speed,
-            rss_mib: ran.rss_mib,
-            peak_mib: ran.peak_mib,
-        });
-        Ok(speed)
+        let (mut tokens, mut secs, mut left) = (0, 0.0, steps);
+        loop {
+            let n = left.min(ASKED_AT_ONCE);
+            let ran = self.worker.run(n)?;
+            tokens += ran.tokens.iter().sum::<u64>();
+            secs += ran.secs.iter().sum::<f64>();
+            left -= n;
+            if left == 0 {
+                self.tokens += tokens;
+                self.points.push(Point {
+                    tokens: self.tokens,
+                    tokens_per_sec: tokens as f64 / secs,
+                    rss_mib: ran.rss_mib,
+                    peak_mib: ran.peak_mib,
+                });
+                return Ok(tokens as f64 / secs);
+            }
+        }
     }
 
     /// Goes on to a mark, given tokens per step on average.

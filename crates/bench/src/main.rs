@@ -3,11 +3,14 @@
 mod cases;
 mod checks;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod growth;
 mod material;
 mod ours;
 mod outcome;
 mod page;
+mod peers;
 mod process;
 mod protocol;
 mod results;
@@ -19,18 +22,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
-use crate::cases::Case;
 use crate::driver::{Alone, Options};
-use crate::outcome::Outcome;
-use crate::protocol::Hello;
 use crate::results::{Environment, Results};
-use crate::worker::Programs;
-
-/// The case that is no comparison.
-const GROWTH: (&str, &str) = ("growth", "our speed and memory up to 1,000,000 training tokens, 6.84M");
+use crate::worker::{PATIENCE, Programs};
 
 /// Side by side with the Python stack: the same weights, data and threads, by turns.
 #[derive(Parser)]
@@ -83,7 +80,7 @@ struct PeersArgs {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Worker => ours::serve(std::io::stdin().lock(), std::io::stdout().lock()),
-        Command::Peers(args) => peers(&args),
+        Command::Peers(args) => run_peers(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,57 +95,8 @@ fn say(line: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{line}")?)
 }
 
-/// What can be chosen, in the order of the table.
-enum Chosen {
-    Case(Box<Case>),
-    Whole(&'static str, &'static str),
-    Growth,
-}
-
-impl Chosen {
-    fn all() -> Vec<Self> {
-        let cases = cases::all().into_iter().map(|case| Self::Case(Box::new(case)));
-        let whole = whole::CASES.iter().map(|(name, about)| Self::Whole(name, about));
-        cases.chain(whole).chain([Self::Growth]).collect()
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::Case(case) => &case.name,
-            Self::Whole(name, _) => name,
-            Self::Growth => GROWTH.0,
-        }
-    }
-
-    fn about(&self) -> String {
-        match self {
-            Self::Case(case) => case.about(),
-            Self::Whole(_, about) => (*about).to_owned(),
-            Self::Growth => GROWTH.1.to_owned(),
-        }
-    }
-}
-
-fn chosen(only: &[String]) -> Result<Vec<Chosen>> {
-    let all = Chosen::all();
-    for name in only {
-        if !all.iter().any(|case| matches(name, case.name())) {
-            bail!("no case `{name}`\nhint: `--list` shows them");
-        }
-    }
-    let wanted = |case: &Chosen| only.is_empty() || only.iter().any(|name| matches(name, case.name()));
-    Ok(all.into_iter().filter(wanted).collect())
-}
-
-fn matches(wanted: &str, name: &str) -> bool {
-    match wanted.strip_suffix('*') {
-        Some(beginning) => name.starts_with(beginning),
-        None => wanted == name,
-    }
-}
-
-fn peers(args: &PeersArgs) -> Result<()> {
-    let chosen = chosen(&args.only)?;
+fn run_peers(args: &PeersArgs) -> Result<()> {
+    let chosen = peers::chosen(&args.only)?;
     if args.list {
         return chosen
             .iter()
@@ -166,39 +114,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
     } else if args.alone.is_none() {
         say("nothing will be kept of this run\nhint: `--results FOLDER` keeps it")?;
     }
-    let order: Vec<String> = Chosen::all().iter().map(|case| case.name().to_owned()).collect();
-    for case in &chosen {
-        say(&format!("{}: {}", case.name(), case.about()))?;
-        let mut hear = |line: &str| drop(say(&format!("  {line}")));
-        let failed = || format!("case `{}`", case.name());
-        let keep = |hellos: &[Hello], put: &mut dyn FnMut(&mut Results)| -> Result<()> {
-            let Some(folder) = &folder else { return Ok(()) };
-            let mut here = Environment::here(options.programs.threads);
-            here.add(hellos)?;
-            let mut results = Results::open(folder, here)?;
-            put(&mut results);
-            results.write(folder)
-        };
-        let (outcome, hellos) = match case {
-            Chosen::Case(case) => driver::run(case, &options, &mut hear).with_context(failed)?,
-            Chosen::Whole(name, _) => {
-                let run = if *name == whole::CASES[0].0 {
-                    whole::start
-                } else {
-                    whole::end_to_end
-                };
-                (run(&options).with_context(failed)?, Vec::new())
-            }
-            Chosen::Growth => {
-                let (grown, hello) = grow(args, &options).with_context(failed)?;
-                keep(&[hello], &mut |results| results.growth.clone_from(&grown))?;
-                continue;
-            }
-        };
-        show(&outcome)?;
-        keep(&hellos, &mut |results| results.put(outcome.clone(), &order))?;
-    }
-    Ok(())
+    peers::run(&chosen, &options, folder.as_deref())
 }
 
 fn options(args: &PeersArgs) -> Result<Options> {
@@ -218,68 +134,12 @@ fn options(args: &PeersArgs) -> Result<Options> {
             python: args.python.clone(),
             peers: args.peers.clone(),
             threads: usize::from(args.threads),
+            patience: PATIENCE,
         },
         cache,
         rounds,
         commit: results::commit(),
         alone: args.alone,
+        growth_tokens: if args.quick { 100_000 } else { u64::MAX },
     })
-}
-
-fn grow(args: &PeersArgs, options: &Options) -> Result<(Vec<growth::Growth>, Hello)> {
-    let all = cases::all();
-    let (mut grown, mut said) = (Vec::new(), None);
-    for case in all.iter().filter(|case| growth::CASES.contains(&case.name.as_str())) {
-        let (growth, hello) = growth::run(case, options, if args.quick { 100_000 } else { u64::MAX })?;
-        say(&format!("  {}", growth.about))?;
-        for point in &growth.points {
-            say(&format!(
-                "  {:>8} tokens: {:>6.0} tok/s  resident {:.0} MiB, peak {:.0} MiB",
-                point.tokens, point.tokens_per_sec, point.rss_mib, point.peak_mib
-            ))?;
-        }
-        let speed = growth.speed;
-        say(&format!(
-            "  late / early: speed {:.3} [{:.3}, {:.3}], memory {:.3}",
-            speed.value,
-            speed.low,
-            speed.high,
-            growth.memory()
-        ))?;
-        grown.push(growth);
-        said = Some(hello);
-    }
-    Ok((grown, said.context("no case to train on")?))
-}
-
-fn show(outcome: &Outcome) -> Result<()> {
-    for limit in &outcome.limits {
-        let (value, most) = (limit.value.value, limit.at_most);
-        let met = if value <= most { "met" } else { "not met" };
-        say(&format!("  {}: {value:.3}, goal at most {most}: {met}", limit.what))?;
-    }
-    for cost in &outcome.sides {
-        let above = cost.peak_above_mib;
-        let above = above.map_or(String::new(), |mib| format!(", {mib:.0} above libraries"));
-        let busy = cost.cpu_secs.map_or(String::new(), |secs| format!("  cpu {secs:.4} s"));
-        say(&format!(
-            "  {:<7} {:<18} {:>9.4} s [{:.4}, {:.4}]{busy}  {:>7.0} tok/s  peak {:.0} MiB{above}",
-            cost.who, cost.way, cost.secs.value, cost.secs.low, cost.secs.high, cost.tokens_per_sec, cost.peak_mib
-        ))?;
-    }
-    for ratio in &outcome.ratios {
-        let above = ratio.memory_above;
-        let above = above.map_or(String::new(), |share| format!(", above libraries {share:.2}"));
-        let goal = ratio.goal.map_or(String::new(), |goal| {
-            format!(
-                "  goal {goal}: {}",
-                if ratio.ratio.value >= goal { "met" } else { "not met" }
-            )
-        });
-        say(&format!(
-            "  {} / {}: {:.2} [{:.2}, {:.2}] n={}  memory {:.2}{above}{goal}",
-            ratio.ours, ratio.theirs, ratio.ratio.value, ratio.ratio.low, ratio.ratio.high, ratio.ratio.n, ratio.memory
-        ))?;
-    }
-    Ok(())
 }

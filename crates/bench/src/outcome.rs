@@ -27,6 +27,19 @@ pub(crate) struct Outcome {
     pub(crate) limits: Vec<Limit>,
 }
 
+/// A case that came to nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// The case.
+    pub(crate) name: String,
+    /// What it is, in words.
+    pub(crate) about: String,
+    /// The commit of the project.
+    pub(crate) commit: String,
+    /// What went wrong, with what a worker wrote last.
+    pub(crate) why: String,
+}
+
 /// A figure of ours that must not exceed another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Limit {

@@ -8,6 +8,9 @@ use crate::outcome::{Check, Cost, Outcome, Ratio};
 use crate::results::{Environment, Results};
 use crate::statistics::Median;
 
+/// Characters of a reason on the page; `peers.json` has all of it.
+const LONGEST_REASON: usize = 160;
+
 /// The page.
 pub(crate) fn of(results: &Results) -> String {
     let mut page = String::from(
@@ -55,7 +58,20 @@ fn speed(results: &Results) -> String {
             );
         }
     }
+    for failure in &results.failed {
+        let (about, commit, why) = (&failure.about, &failure.commit, short(&failure.why));
+        let _ = writeln!(out, "| {about} | – | – | failed at {commit}: {why} | | | | | |");
+    }
     out
+}
+
+/// The beginning of a reason, for a cell of a table.
+fn short(why: &str) -> String {
+    let line = why.lines().next().unwrap_or_default().replace('|', "\\|");
+    match line.char_indices().nth(LONGEST_REASON) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
 }
 
 fn compared(case: &Outcome, cost: &Cost) -> bool {
@@ -284,7 +300,7 @@ fn environment(environment: &Environment, results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::growth::Growth;
-    use crate::outcome::Limit;
+    use crate::outcome::{Failure, Limit};
     use crate::statistics::with_interval;
 
     fn cost(who: &str, way: &str, secs: f64) -> Cost {
@@ -346,6 +362,7 @@ mod tests {
             environment: Environment::default(),
             cases: vec![case],
             growth: vec![growth],
+            failed: Vec::new(),
         }
     }
 
@@ -374,6 +391,29 @@ mod tests {
             ),
             "{page}"
         );
+    }
+
+    #[test]
+    fn what_failed_has_a_row_with_its_reason_in_short() {
+        let mut results = results();
+        let failure = |name: &str, why: String| Failure {
+            name: name.to_owned(),
+            about: format!("{name} step"),
+            commit: "def".to_owned(),
+            why,
+        };
+        results.failed = vec![
+            failure("DPO", "no a|b\nwhat it wrote last:\nKilled".to_owned()),
+            failure("long", "ü".repeat(LONGEST_REASON + 1)),
+        ];
+        let page = of(&results);
+        assert!(page.contains("| SFT step | bf16 |"), "the others stay: {page}");
+        assert!(
+            page.contains("\n| DPO step | – | – | failed at def: no a\\|b | | | | | |\n"),
+            "{page}"
+        );
+        let cut = format!("failed at def: {}… |", "ü".repeat(LONGEST_REASON));
+        assert!(page.contains(&cut), "{page}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::growth::Growth;
-use crate::outcome::Outcome;
+use crate::outcome::{Failure, Outcome};
 use crate::page;
 use crate::protocol::Hello;
 
@@ -27,6 +27,9 @@ pub(crate) struct Results {
     pub(crate) cases: Vec<Outcome>,
     /// Our speed and memory as a training goes on.
     pub(crate) growth: Vec<Growth>,
+    /// Cases that failed when they were run last, in the order of the table. What one came to before stays in its place.
+    #[serde(default)]
+    pub(crate) failed: Vec<Failure>,
 }
 
 /// Machine, versions and threads. Figures of two environments are not put into one table.
@@ -135,6 +138,7 @@ impl Results {
                 environment: here.clone(),
                 cases: Vec::new(),
                 growth: Vec::new(),
+                failed: Vec::new(),
             },
             Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
         };
@@ -159,11 +163,27 @@ impl Results {
 
     /// Puts a case in, in the place of an older one of its name. Cases that are not in `order` are no more, and leave.
     pub(crate) fn put(&mut self, outcome: Outcome, order: &[String]) {
+        self.failed.retain(|failure| failure.name != outcome.name);
         self.cases
             .retain(|case| case.name != outcome.name && order.contains(&case.name));
         self.cases.push(outcome);
         self.cases
             .sort_by_key(|case| order.iter().position(|known| *known == case.name));
+    }
+
+    /// Puts in how trainings go on, which is the case of this name.
+    pub(crate) fn put_growth(&mut self, growth: Vec<Growth>, name: &str) {
+        self.failed.retain(|failure| failure.name != name);
+        self.growth = growth;
+    }
+
+    /// Says of a case that it failed, in the place of an older failure of its name. Those that are not in `order` leave.
+    pub(crate) fn fail(&mut self, failure: Failure, order: &[String]) {
+        self.failed
+            .retain(|older| older.name != failure.name && order.contains(&older.name));
+        self.failed.push(failure);
+        self.failed
+            .sort_by_key(|failure| order.iter().position(|known| *known == failure.name));
     }
 
     /// Writes file and page.

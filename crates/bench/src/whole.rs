@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::material::{Role, SEED, model_folder};
 use crate::outcome::{Cost, Limit, Outcome, Ratio};
 use crate::process;
 use crate::statistics::{median, with_interval};
+use crate::worker::tail;
 
 /// A text that the tokenizer of the folder reads as any other.
 const PROMPT: &str = "zumo kare bilo";
@@ -51,37 +53,52 @@ struct Run {
     said: String,
 }
 
-/// Runs a program. Its time ends with the first line that it writes where `first_line`, with its end otherwise.
-fn timed(mut command: Command, first_line: bool, log: &Path) -> Result<Run> {
+/// Runs a program. Its time ends with the first line that it writes where `first_line`, with its end otherwise. It is ended
+/// where it takes longer than `patience`.
+fn timed(mut command: Command, first_line: bool, log: &Path, patience: Duration) -> Result<Run> {
     let what = command.get_program().to_string_lossy().into_owned();
     let stderr = fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
     let start = Instant::now();
     let mut child = command.spawn().with_context(|| format!("cannot start `{what}`"))?;
     let process = child.id().to_string();
-    // The peak of a process is gone with it, so it is read until then; it never falls.
-    let watch = thread::spawn(move || {
-        let mut peak = 0.0;
-        while let Ok(mib) = process::status_mib(&process, "VmHWM") {
-            peak = mib;
-            thread::sleep(Duration::from_millis(5));
-        }
-        peak
-    });
     let mut output = BufReader::new(child.stdout.take().context("a program without output")?);
-    let mut said = String::new();
-    output.read_line(&mut said)?;
-    let mut secs = start.elapsed().as_secs_f64();
-    output.read_to_string(&mut said)?;
-    let status = child.wait()?;
-    if !first_line {
-        secs = start.elapsed().as_secs_f64();
-    }
+    // Hears the first line when it comes, whatever is looked at meanwhile.
+    let (hear, heard) = channel();
+    thread::spawn(move || {
+        let mut said = String::new();
+        let first = output.read_line(&mut said).map(|_| start.elapsed());
+        let rest = output.read_to_string(&mut said);
+        // Of a program that was ended nobody wants to know.
+        drop(hear.send(first.and_then(|first| rest.map(|_| (first, said)))));
+    });
+    let mut peak_mib = 0.0;
+    let status = loop {
+        // The peak of a process is gone with it, so it is read until then; it never falls.
+        if let Ok(mib) = process::status_mib(&process, "VmHWM") {
+            peak_mib = mib;
+        }
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > patience {
+            child.kill()?;
+            child.wait()?;
+            bail!("`{what}` did not end within {} s: {}", patience.as_secs(), tail(log));
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let whole = start.elapsed();
     if !status.success() {
-        bail!("`{what}` ended with {status}: {}", crate::worker::tail(log));
+        bail!("`{what}` ended with {status}: {}", tail(log));
     }
-    let peak_mib = watch.join().map_err(|_| anyhow::anyhow!("nobody watched `{what}`"))?;
-    Ok(Run { secs, peak_mib, said })
+    let heard = heard.recv_timeout(patience);
+    let (first, said) = heard.with_context(|| format!("`{what}` ended and left its output open"))??;
+    Ok(Run {
+        secs: (if first_line { first } else { whole }).as_secs_f64(),
+        peak_mib,
+        said,
+    })
 }
 
 /// A folder that a tokenizer stands beside the weights in: it knows the testbed's words, and made-up ones until every id has
@@ -256,7 +273,7 @@ fn turns(
             if options.alone == Some(left_out) {
                 continue;
             }
-            let run = timed(command(ours, round)?, first_line, &log)?;
+            let run = timed(command(ours, round)?, first_line, &log, options.programs.patience)?;
             if run.said.trim().is_empty() {
                 bail!("{} said nothing", if ours { "unsay" } else { "python" });
             }
@@ -308,6 +325,7 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::PATIENCE;
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
@@ -320,7 +338,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("stderr");
         for first_line in [true, false] {
-            let run = timed(shell("echo first; sleep 0.1; echo second"), first_line, &log).unwrap();
+            let run = timed(shell("echo first; sleep 0.1; echo second"), first_line, &log, PATIENCE).unwrap();
             assert_eq!(run.said, "first\nsecond\n");
             assert!(run.peak_mib > 0.0 && run.secs > 0.0);
         }
@@ -330,11 +348,20 @@ mod tests {
     fn a_program_that_fails_is_named_with_its_last_words() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("stderr");
-        let error = timed(shell("echo 'no such model' >&2; exit 3"), true, &log);
+        let error = timed(shell("echo 'no such model' >&2; exit 3"), true, &log, PATIENCE);
         let error = error.err().unwrap().to_string();
         assert!(
             error.contains("`sh` ended with exit status: 3: no such model"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("stderr");
+        let hangs = shell("echo first; exec sleep 1000");
+        let error = timed(hangs, true, &log, Duration::from_millis(500)).err().unwrap();
+        assert!(error.to_string().starts_with("`sh` did not end within 0 s"), "{error}");
     }
 }

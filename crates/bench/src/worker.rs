@@ -1,14 +1,20 @@
 //! A worker as the driver sees it: a process that answers lines.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
 use crate::protocol::{Answer, Ask, Hello, Loaded, Ran, Task, Work};
+
+/// How long is waited for an answer, or for the end of a whole program. Loading, a turn of the largest case and the small
+/// experiment take about a minute each on two cores; ten times as much is for slow and busy machines. What takes longer hangs,
+/// and shall not hold up the cases behind it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How to start the workers.
 #[derive(Debug, Clone)]
@@ -21,6 +27,8 @@ pub(crate) struct Programs {
     pub(crate) peers: PathBuf,
     /// Threads of either.
     pub(crate) threads: usize,
+    /// How long they are waited for: [`PATIENCE`].
+    pub(crate) patience: Duration,
 }
 
 impl Programs {
@@ -64,7 +72,9 @@ pub(crate) struct Worker {
     name: String,
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Its lines, read by a thread of their own so that waiting for one can end.
+    lines: Receiver<io::Result<String>>,
+    patience: Duration,
     /// Where its standard error goes.
     log: PathBuf,
     /// What it said when it started.
@@ -72,8 +82,9 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker and waits until it has loaded its libraries. What it writes to standard error goes to a file.
-    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    /// Starts a worker and waits until it has loaded its libraries. What it writes to standard error goes to a file. When it
+    /// gives no answer for as long as `patience`, it is ended.
+    pub(crate) fn start(name: &str, mut command: Command, log: &Path, patience: Duration) -> Result<Self> {
         let file = std::fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
         let what = command.get_program().to_string_lossy().into_owned();
@@ -82,11 +93,15 @@ impl Worker {
             .with_context(|| format!("cannot start `{what}` (`just bench-peers` makes the Python environment)"))?;
         let input = child.stdin.take().context("a worker without input")?;
         let output = BufReader::new(child.stdout.take().context("a worker without output")?);
+        // One line ahead, so that a worker that never stops fills no memory. Ends with its output, or when nobody listens.
+        let (hear, lines) = sync_channel(1);
+        thread::spawn(move || output.lines().try_for_each(|line| hear.send(line)));
         let mut worker = Self {
             name: name.to_owned(),
             child,
             input,
-            output,
+            lines,
+            patience,
             log: log.to_owned(),
             hello: Hello {
                 threads: 0,
@@ -119,10 +134,12 @@ impl Worker {
         }
     }
 
-    /// Ends it and waits.
+    /// Tells it to end and waits.
     pub(crate) fn quit(mut self) -> Result<()> {
         self.say(&Ask::Quit)?;
-        let status = self.child.wait()?;
+        let Some(status) = ended_within(&mut self.child, self.patience)? else {
+            return Err(self.hangs("no end"));
+        };
         if !status.success() {
             bail!("worker {} ended with {status}", self.name);
         }
@@ -142,10 +159,11 @@ impl Worker {
     }
 
     fn answer(&mut self) -> Result<Answer> {
-        let mut line = String::new();
-        if self.output.read_line(&mut line)? == 0 {
-            return Err(self.ended("ended without an answer"));
-        }
+        let line = match self.lines.recv_timeout(self.patience) {
+            Ok(line) => line.with_context(|| format!("worker {}: cannot be read", self.name))?,
+            Err(RecvTimeoutError::Disconnected) => return Err(self.ended("ended without an answer")),
+            Err(RecvTimeoutError::Timeout) => return Err(self.hangs("no answer")),
+        };
         let answer =
             serde_json::from_str(&line).with_context(|| format!("worker {} answered `{}`", self.name, line.trim()))?;
         match answer {
@@ -154,12 +172,24 @@ impl Worker {
         }
     }
 
-    /// An error with how the worker ended and what it wrote last.
+    /// Ends a worker that was waited for in vain.
+    fn hangs(&mut self, what: &str) -> Error {
+        self.end();
+        self.error(&format!("{what} within {} s, ended", self.patience.as_secs()))
+    }
+
+    /// An error with how the worker ended, where it has or is about to, and what it wrote last.
     fn ended(&mut self, why: &str) -> Error {
-        let mut text = format!("worker {}: {why}", self.name);
-        if let Some(status) = self.status().filter(|status| !status.success()) {
-            text.push_str(&format!(" ({status})"));
+        let status = ended_within(&mut self.child, Duration::from_secs(1)).ok().flatten();
+        match status.filter(|status| !status.success()) {
+            Some(status) => self.error(&format!("{why} ({status})")),
+            None => self.error(why),
         }
+    }
+
+    /// An error with what the worker wrote last.
+    fn error(&self, why: &str) -> Error {
+        let mut text = format!("worker {}: {why}", self.name);
         let last = tail(&self.log);
         if !last.is_empty() {
             text.push_str(&format!("\nwhat it wrote last:\n{last}"));
@@ -167,23 +197,29 @@ impl Worker {
         anyhow!(text)
     }
 
-    /// How it ended, where it does so within a second.
-    fn status(&mut self) -> Option<ExitStatus> {
-        for _ in 0..50 {
-            if let Some(status) = self.child.try_wait().ok()? {
-                return Some(status);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        None
+    /// Ends it, whatever it does, and waits for that.
+    fn end(&mut self) {
+        // One that has ended already is an error that says so.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // One that has ended already is an error that says so.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.end();
+    }
+}
+
+/// How a process ended, where it does so within a time.
+fn ended_within(child: &mut Child, most: Duration) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || start.elapsed() > most {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -210,7 +246,7 @@ mod tests {
             .join("; read x; ");
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{script}; read x")]);
-        let worker = Worker::start("fake", command, &folder.path().join("log"));
+        let worker = Worker::start("fake", command, &folder.path().join("log"), PATIENCE);
         (folder, worker)
     }
 
@@ -244,7 +280,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'no module named trl' >&2"]);
-        let error = Worker::start("theirs", command, &folder.path().join("log")).unwrap_err();
+        let error = Worker::start("theirs", command, &folder.path().join("log"), PATIENCE).unwrap_err();
         assert!(format!("{error:#}").contains("no module named trl"), "{error:#}");
     }
 
@@ -257,7 +293,7 @@ mod tests {
             "-c",
             &format!("echo '{HELLO}'; read x; echo 'much memory' >&2; kill -9 $$"),
         ]);
-        let mut worker = Worker::start("theirs", command, &folder.path().join("log")).unwrap();
+        let mut worker = Worker::start("theirs", command, &folder.path().join("log"), PATIENCE).unwrap();
         let error = format!("{:#}", worker.run(1).unwrap_err());
         assert!(
             error.contains("ended without an answer (signal: 9 (SIGKILL))\nwhat it wrote last:\nmuch memory"),
@@ -265,5 +301,50 @@ mod tests {
         );
         let error = format!("{:#}", worker.run(1).unwrap_err());
         assert!(error.contains("SIGKILL"), "{error}");
+    }
+
+    /// A worker that did nothing any more held up a run for ever.
+    #[test]
+    fn a_worker_that_hangs_is_ended_and_said_to_hang() {
+        let soon = Duration::from_millis(200);
+        for (script, greets) in [
+            ("exec sleep 1000".to_owned(), false),
+            (format!("echo stuck >&2; echo '{HELLO}'; exec sleep 1000"), true),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]);
+            let patience = if greets { PATIENCE } else { soon };
+            let worker = Worker::start("theirs", command, &folder.path().join("log"), patience);
+            let error = if greets {
+                let mut worker = worker.unwrap();
+                worker.patience = soon;
+                let error = worker.run(1).unwrap_err();
+                let process = format!("/proc/{}", worker.child.id());
+                assert!(!Path::new(&process).exists(), "it was ended and waited for");
+                error
+            } else {
+                worker.unwrap_err()
+            };
+            let error = error.to_string();
+            assert!(
+                error.starts_with("worker theirs: no answer within 0 s, ended"),
+                "{error}"
+            );
+            assert_eq!(error.ends_with("\nwhat it wrote last:\nstuck"), greets, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_does_not_quit_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("echo '{HELLO}'; exec sleep 1000")]);
+        let mut worker = Worker::start("theirs", command, &folder.path().join("log"), PATIENCE).unwrap();
+        worker.patience = Duration::from_millis(200);
+        let process = format!("/proc/{}", worker.child.id());
+        let error = worker.quit().unwrap_err().to_string();
+        assert!(error.starts_with("worker theirs: no end within 0 s, ended"), "{error}");
+        assert!(!Path::new(&process).exists());
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn processor() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paths;
+    use crate::paths::{self, Figures};
 
     fn names(figures: &BTreeMap<String, Figure>) -> Vec<&str> {
         figures.keys().map(String::as_str).collect()
@@ -146,22 +146,18 @@ mod tests {
     #[test]
     fn the_baseline_has_every_path() {
         let baseline = Baseline::read().unwrap();
-        let sorted = |libtorch: bool| {
+        let sorted = |has: fn(Figures) -> bool| {
             let paths = paths::all();
-            let mut names: Vec<&str> = paths
-                .iter()
-                .filter(|p| !libtorch || p.libtorch)
-                .map(|p| p.name)
-                .collect();
+            let mut names: Vec<&str> = paths.iter().filter(|p| has(p.figures)).map(|p| p.name).collect();
             names.sort_unstable();
             names
         };
-        let all = sorted(false);
-        assert!(all.len() > 20, "only {} paths", all.len());
-        assert_eq!(names(&baseline.counts.figures), all);
+        let counted = sorted(Figures::counted);
+        assert!(counted.len() > 20, "only {} paths", counted.len());
+        assert_eq!(names(&baseline.counts.figures), counted);
         assert!(!baseline.times.is_empty());
         for figures in baseline.times.values() {
-            assert_eq!(names(figures), sorted(true));
+            assert_eq!(names(figures), sorted(Figures::timed));
         }
     }
 

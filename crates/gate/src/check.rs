@@ -56,7 +56,7 @@ pub(crate) fn counts(
     program: &Path,
     names: &[&str],
     expected: &dyn Fn(&str) -> Figure,
-    planted: &[Option<&str>],
+    planted: &[&[&str]],
 ) -> Result<Vec<Vec<Verdict>>> {
     let verdict = |one: &Measured| Verdict::of(&one.name, one.value, expected(&one.name));
     let runs = counts::count(program, names, planted)?;
@@ -71,7 +71,7 @@ pub(crate) fn ratios(program: &Path, names: &[&str]) -> Result<Vec<Measured>> {
     let mut all = vec![Shortest::NONE; names.len()];
     for _ in 0..TRIES {
         for (name, shortest) in names.iter().zip(&mut all) {
-            *shortest = shortest.and(beside_reference(program, name, None)?);
+            *shortest = shortest.and(beside_reference(program, name, &[])?);
         }
     }
     let measured = names.iter().zip(all).map(|(name, shortest)| Measured {

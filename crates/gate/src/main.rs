@@ -111,9 +111,10 @@ fn main() -> ExitCode {
 #[derive(Clone, Copy)]
 enum Paths {
     All,
-    /// Those in plain Rust.
-    Rust,
-    Libtorch,
+    Counted,
+    /// Those that are counted and not timed, which are in plain Rust.
+    CountedAlone,
+    Timed,
 }
 
 impl Gate {
@@ -132,8 +133,9 @@ impl Gate {
         }
         let meant = |path: &GuardedPath| match of {
             Paths::All => true,
-            Paths::Rust => !path.libtorch,
-            Paths::Libtorch => path.libtorch,
+            Paths::Counted => path.figures.counted(),
+            Paths::CountedAlone => !path.figures.timed(),
+            Paths::Timed => path.figures.timed(),
         };
         let kept = |name: &&str| paths.iter().any(|path| path.name == *name && meant(path));
         Ok(names.into_iter().filter(kept).collect())
@@ -142,11 +144,14 @@ impl Gate {
     /// Whether nothing got slower.
     fn run(&self) -> Result<bool> {
         let program = std::env::current_exe()?;
-        if self.times && self.names(Paths::Libtorch)?.is_empty() {
-            let part = self.only.as_deref().unwrap_or_default();
+        let part = self.only.as_deref().unwrap_or_default();
+        if self.times && self.names(Paths::Timed)?.is_empty() {
             bail!(
                 "no path with `{part}` in its name is timed: libtorch works in none of them; hint: leave out `--times`"
             );
+        }
+        if self.counts && self.names(Paths::Counted)?.is_empty() {
+            bail!("no path with `{part}` in its name is counted: valgrind has no bf16; hint: leave out `--counts`");
         }
         if let Some(revision) = &self.against {
             return self.against(revision, &program);
@@ -175,14 +180,14 @@ impl Gate {
             }
             counts.figures.clear();
         }
-        let measured = counts::count(program, &self.names(Paths::All)?, &[None])?.concat();
+        let measured = counts::count(program, &self.names(Paths::Counted)?, &[&[]])?.concat();
         counts.tools = tools;
         let lines = renew(&mut counts.figures, &measured, COUNT_TOLERANCE);
         lines.iter().try_for_each(|line| say(line))
     }
 
     fn renew_times(&self, program: &Path, times: &mut BTreeMap<String, BTreeMap<String, Figure>>) -> Result<()> {
-        let names = self.names(Paths::Libtorch)?;
+        let names = self.names(Paths::Timed)?;
         if names.is_empty() {
             return Ok(());
         }
@@ -202,8 +207,8 @@ impl Gate {
         }
         // The paths of libtorch are proven by their time, which takes seconds where counting takes minutes.
         let names = self.names(match self.prove {
-            Some(_) => Paths::Rust,
-            None => Paths::All,
+            Some(_) => Paths::CountedAlone,
+            None => Paths::Counted,
         })?;
         if names.is_empty() {
             return Ok(true);
@@ -217,7 +222,7 @@ impl Gate {
                 "instructions",
             ),
             None => judged(
-                &check::counts(program, &names, &expected, &[None])?.concat(),
+                &check::counts(program, &names, &expected, &[&[]])?.concat(),
                 "instructions",
             ),
         }
@@ -225,7 +230,7 @@ impl Gate {
 
     /// Whether no path takes more time.
     fn times(&self, program: &Path, made: &BTreeMap<String, BTreeMap<String, Figure>>) -> Result<bool> {
-        let names = self.names(Paths::Libtorch)?;
+        let names = self.names(Paths::Timed)?;
         if names.is_empty() {
             return Ok(true);
         }
@@ -244,7 +249,7 @@ impl Gate {
                 "time",
             ),
             None => judged(
-                &check::times(&names, &expected, &|name| times::beside_reference(program, name, None))?,
+                &check::times(&names, &expected, &|name| times::beside_reference(program, name, &[]))?,
                 "time",
             ),
         }
@@ -264,7 +269,11 @@ impl Gate {
         for name in &new {
             say(&format!("{name}: not in `{revision}`, compared with nothing"))?;
         }
-        let asked = if self.times { Paths::Libtorch } else { Paths::All };
+        let asked = match (self.counts, self.times) {
+            (true, _) => Paths::Counted,
+            (_, true) => Paths::Timed,
+            _ => Paths::All,
+        };
         if known(asked)?.is_empty() {
             bail!("`{revision}` has none of these paths");
         }
@@ -273,12 +282,12 @@ impl Gate {
                 let (value, tolerance) = (one.value, COUNT_TOLERANCE);
                 (one.name, Figure { value, tolerance })
             };
-            let names = known(Paths::All)?;
-            let before = counts::count(&other, &names, &[None])
+            let names = known(Paths::Counted)?;
+            let before = counts::count(&other, &names, &[&[]])
                 .with_context(|| format!("at `{revision}`"))?
                 .concat();
             let before: BTreeMap<String, Figure> = before.into_iter().map(figure).collect();
-            let verdicts = check::counts(program, &names, &|name| before[name], &[None])?.concat();
+            let verdicts = check::counts(program, &names, &|name| before[name], &[&[]])?.concat();
             judged(&verdicts, "instructions")
         };
         let times = || -> Result<bool> {
@@ -287,7 +296,7 @@ impl Gate {
                 tolerance: TIME_TOLERANCE,
             };
             let measure = |name: &str| times::beside_other(program, &other, name);
-            judged(&check::times(&known(Paths::Libtorch)?, &same, &measure)?, "time")
+            judged(&check::times(&known(Paths::Timed)?, &same, &measure)?, "time")
         };
         together([(!self.times).then(counts), (!self.counts).then(times)], &mut complain)
     }

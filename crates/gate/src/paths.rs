@@ -30,8 +30,31 @@ pub(crate) struct GuardedPath {
     pub(crate) name: &'static str,
     /// Makes what it works on.
     pub(crate) make: Make,
-    /// Whether libtorch does the work: its instructions are counted like all others, and its time is taken too.
-    pub(crate) libtorch: bool,
+    /// What is known of it.
+    pub(crate) figures: Figures,
+}
+
+/// Which figures a path has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figures {
+    /// Instructions alone, of what is plain Rust.
+    Counts,
+    /// Time too, where libtorch works.
+    Both,
+    /// Time alone, where valgrind's processor lacks what the work is for.
+    Times,
+}
+
+impl Figures {
+    /// Whether instructions are counted.
+    pub(crate) fn counted(self) -> bool {
+        self != Self::Times
+    }
+
+    /// Whether time is taken.
+    pub(crate) fn timed(self) -> bool {
+        self != Self::Counts
+    }
 }
 
 /// Every guarded path: those in plain Rust first.
@@ -44,10 +67,15 @@ pub(crate) fn all() -> Vec<GuardedPath> {
         &report::WORKLOADS,
     ];
     let libtorch: [&[(&'static str, Make)]; 3] = [&losses::WORKLOADS, &model::WORKLOADS, &train::WORKLOADS];
-    let both = [(&rust[..], false), (&libtorch[..], true)];
-    let path = |libtorch| move |&(name, make): &(&'static str, Make)| GuardedPath { name, make, libtorch };
-    both.into_iter()
-        .flat_map(|(lists, libtorch)| lists.iter().copied().flatten().map(path(libtorch)))
+    let lists = [
+        (&rust[..], Figures::Counts),
+        (&libtorch[..], Figures::Both),
+        (&[&train::TIMED[..]], Figures::Times),
+    ];
+    let path = |figures| move |&(name, make): &(&'static str, Make)| GuardedPath { name, make, figures };
+    lists
+        .into_iter()
+        .flat_map(|(lists, figures)| lists.iter().copied().flatten().map(path(figures)))
         .collect()
 }
 

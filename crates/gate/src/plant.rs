@@ -5,20 +5,29 @@ use cpu_time::ThreadTime;
 
 use crate::paths::Work;
 
-/// Under this name the processes that measure are told the path: one for each run over all paths, with commas between them,
-/// and nothing for a run without. Nothing but the gate's own harness reads it.
+/// Under this name the processes that measure are told the paths: those of one run over all paths with `+` between them, runs
+/// with commas, and nothing for a run without. Nothing but the gate's own harness reads it.
 pub(crate) const PLANT: &str = "UNSAY_GATE_PLANT";
 
 /// What [`PLANT`] says of such runs.
-pub(crate) fn of_runs(planted: &[Option<&str>]) -> String {
-    let names: Vec<&str> = planted.iter().map(|name| name.unwrap_or_default()).collect();
-    names.join(",")
+pub(crate) fn of_runs(planted: &[&[&str]]) -> String {
+    let runs: Vec<String> = planted.iter().map(|names| names.join("+")).collect();
+    runs.join(",")
 }
 
-/// The path of each run, empty in a run without.
-pub(crate) fn in_runs() -> Vec<String> {
-    let said = std::env::var(PLANT).unwrap_or_default();
-    said.split(',').map(str::to_owned).collect()
+/// The paths of each run, none in a run without.
+pub(crate) fn in_runs() -> Vec<Vec<String>> {
+    read(&std::env::var(PLANT).unwrap_or_default())
+}
+
+fn read(said: &str) -> Vec<Vec<String>> {
+    let names = |run: &str| {
+        run.split('+')
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    said.split(',').map(names).collect()
 }
 
 /// How often a work is done where `calls` are counted: every tenth twice.
@@ -48,4 +57,16 @@ pub(crate) fn slower(mut work: Work) -> Work {
             std::hint::spin_loop();
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_runs_is_read() {
+        for runs in [&[&[][..]][..], &[&["a/b"]], &[&["a/b", "c/d"], &[], &[], &["e"]]] {
+            assert_eq!(read(&of_runs(runs)), runs);
+        }
+    }
 }

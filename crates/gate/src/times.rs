@@ -47,7 +47,7 @@ pub(crate) fn child(name: &str) -> Result<()> {
         refer();
         work();
     }
-    if plant::in_runs().iter().any(|planted| planted == name) {
+    if plant::in_runs().iter().flatten().any(|planted| planted == name) {
         work = plant::slower(work);
     }
     let mut out = std::io::stdout();
@@ -67,11 +67,11 @@ struct Process {
 }
 
 impl Process {
-    fn start(program: &Path, name: &str, planted: Option<&str>) -> Result<Self> {
+    fn start(program: &Path, name: &str, planted: &[&str]) -> Result<Self> {
         let mut child = Command::new(program)
             .args(["time", name])
             .envs(OWN_THREADS)
-            .env(PLANT, planted.unwrap_or_default())
+            .env(PLANT, plant::of_runs(&[planted]))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -136,7 +136,7 @@ impl Shortest {
 ///
 /// # Errors
 /// When the measuring process ends badly.
-pub(crate) fn beside_reference(program: &Path, name: &str, planted: Option<&str>) -> Result<Shortest> {
+pub(crate) fn beside_reference(program: &Path, name: &str, planted: &[&str]) -> Result<Shortest> {
     let mut process = Process::start(program, name, planted)?;
     let mut shortest = Shortest::NONE;
     for _ in 0..ROUNDS {
@@ -152,8 +152,8 @@ pub(crate) fn beside_reference(program: &Path, name: &str, planted: Option<&str>
 /// # Errors
 /// When a measuring process ends badly.
 pub(crate) fn beside_other(program: &Path, other: &Path, name: &str) -> Result<Shortest> {
-    let mut own = Process::start(program, name, None)?;
-    let mut their = Process::start(other, name, None)?;
+    let mut own = Process::start(program, name, &[])?;
+    let mut their = Process::start(other, name, &[])?;
     let mut shortest = Shortest::NONE;
     for _ in 0..ROUNDS {
         let ([_, path], [_, other]) = (own.round()?, their.round()?);

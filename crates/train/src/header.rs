@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -18,17 +18,46 @@ use unsay_model::{Config, Param, Trunk, files};
 
 use crate::error::{Error, Result};
 use crate::examples::{Sample, hex};
+use crate::objective::micro_batches;
 
 /// No header is longer: it holds a few hashes and numbers.
 const LONGEST: u64 = 1 << 16;
 
-/// Writes a file, whole or not at all. `next` gives the numbers of some more examples, `None` when there are no more; when
-/// `stop` says so before that the file is not made, and the answer is false.
-pub(crate) fn write(
+/// So many tokens, padding included, go through the model at once while a file is made.
+const PASS_TOKENS: usize = 1 << 12;
+
+/// Which of some samples go through the model together while a file is made.
+pub(crate) fn passes(samples: &[impl Sample]) -> Vec<Vec<usize>> {
+    let lengths: Vec<usize> = samples.iter().map(Sample::n_tokens).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
+    micro_batches(&lengths, (PASS_TOKENS / longest).max(1))
+}
+
+/// Neighbouring samples, at most so many tokens at a time (at least one sample).
+fn windows<S: Sample>(samples: &[S], most: usize) -> impl Iterator<Item = &[S]> {
+    let mut rest = samples;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fit = rest.iter().take_while(|one| {
+            tokens += one.n_tokens();
+            tokens <= most
+        });
+        let n = fit.count().max(1).min(rest.len());
+        let (window, others) = rest.split_at(n);
+        rest = others;
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// Writes a file, whole or not at all: the numbers that `rows_of` gives for neighbouring samples, of which at most `waiting`
+/// tokens are in memory at once. `progress` hears how many samples are done; when `stop` says so before the end the file is
+/// not made, and the answer is false.
+pub(crate) fn write<S: Sample>(
     path: &Path,
     header: &impl Serialize,
-    mut next: impl FnMut() -> Result<Option<Vec<Vec<u8>>>>,
-    stop: &dyn Fn() -> bool,
+    (samples, waiting): (&[S], usize),
+    rows_of: impl Fn(&[S]) -> Result<Vec<Vec<u8>>>,
+    (progress, stop): (&mut dyn FnMut(usize), &dyn Fn() -> bool),
 ) -> Result<bool> {
     let mut text = serde_json::to_vec(header).map_err(|e| Error::io(path)(e.into()))?;
     text.resize(text.len().next_multiple_of(8), b' ');
@@ -37,20 +66,23 @@ pub(crate) fn write(
     let written = files::write_atomic(path, |out: &mut dyn Write| {
         out.write_all(&(text.len() as u64).to_le_bytes())?;
         out.write_all(&text)?;
-        loop {
+        let mut done = 0;
+        for window in windows(samples, waiting) {
             if stop() {
                 ended = Ok(false);
                 return Err(io::Error::other("stopped"));
             }
-            match next() {
-                Ok(Some(rows)) => rows.iter().try_for_each(|row| out.write_all(row))?,
-                Ok(None) => return Ok(()),
+            match rows_of(window) {
+                Ok(rows) => rows.iter().try_for_each(|row| out.write_all(row))?,
                 Err(error) => {
                     ended = Err(error);
                     return Err(io::Error::other("no numbers"));
                 }
             }
+            done += window.len();
+            progress(done);
         }
+        Ok(())
     });
     match ended {
         Ok(true) => Ok(written.map(|()| true)?),
@@ -91,6 +123,22 @@ pub(crate) fn open<H: DeserializeOwned>(path: &Path, what: &'static str) -> Resu
         start: 8 + length,
         end,
     })
+}
+
+/// Where parts of so many bytes begin in a file, and last where they end.
+pub(crate) fn offsets(start: u64, sizes: impl Iterator<Item = u64>) -> Vec<u64> {
+    let ends = sizes.scan(start, |end, size| {
+        *end = end.saturating_add(size);
+        Some(*end)
+    });
+    [start].into_iter().chain(ends).collect()
+}
+
+/// Reads a part of a file.
+pub(crate) fn read_at(mut file: &File, path: &Path, start: u64, into: &mut [u8]) -> Result<()> {
+    file.seek(SeekFrom::Start(start))
+        .and_then(|_| file.read_exact(into))
+        .map_err(Error::io(path))
 }
 
 /// Refuses a file of another version of its format.
@@ -152,8 +200,10 @@ pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
 
 const KINDS: [(&str, Kind); 3] = [("f32", Kind::Float), ("f64", Kind::Double), ("bf16", Kind::BFloat16)];
 
-pub(crate) fn kind(name: &str) -> Option<Kind> {
-    KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+/// The kind of the numbers of a file, by the name in its header.
+pub(crate) fn kind((what, path): (&'static str, &Path), name: &str) -> Result<Kind> {
+    let found = KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+    found.ok_or_else(|| Error::stored(what, path, format!("not a file of {what}: kind `{name}`")))
 }
 
 pub(crate) fn name(kind: Kind) -> Result<&'static str> {

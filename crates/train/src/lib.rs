@@ -23,6 +23,7 @@ mod learner;
 mod objective;
 mod optim;
 mod paired;
+mod pairs;
 mod pass;
 mod prefix_states;
 mod reading;

@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
 use crate::learner::Learner;
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
+use crate::pairs::{Pairs, branches};
 use crate::pass::Forward;
-use crate::reference::{self, Predicting, Reference, branches};
+use crate::reference::{self, Predicting, Reference};
 use crate::settings::Settings;
 
 /// Where a checkpoint keeps the mean of all rewards so far.
@@ -30,11 +31,10 @@ const RUNNING_MEAN: &str = "running_mean.json";
 pub struct PairedObjective {
     learner: Learner<Decoder>,
     loss: paired::Objective,
-    examples: Examples<EncodedPair>,
+    pairs: Pairs,
     reference: Reference,
     /// Of the reference as it was given.
     compared_with: String,
-    share_prompt: bool,
     rewards: RefCell<RunningMean>,
 }
 
@@ -115,9 +115,8 @@ impl PairedObjective {
             compared_with: reference.describe()?,
             learner: Learner::new(decoder),
             loss,
-            examples,
+            pairs: Pairs::new(examples),
             reference,
-            share_prompt: true,
             rewards: RefCell::default(),
         })
     }
@@ -125,10 +124,8 @@ impl PairedObjective {
     /// Computes the prompt before each completion anew. Values and gradients are the same but for rounding.
     #[must_use]
     pub fn with_prompts_apart(self) -> Self {
-        Self {
-            share_prompt: false,
-            ..self
-        }
+        let pairs = self.pairs.apart();
+        Self { pairs, ..self }
     }
 
     /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
@@ -150,8 +147,7 @@ impl PairedObjective {
 
     fn piece(&self, batch: &LogicalBatch, group: &[usize]) -> Result<Piece> {
         let places: Vec<Place> = group.iter().map(|&position| batch.places[position]).collect();
-        let pairs = places.iter().map(|&place| self.examples.get(place));
-        let batch = PairBatch::new(&pairs.collect::<Result<Vec<_>>>()?, self.share_prompt)?;
+        let batch = self.pairs.batch(places.iter().copied())?;
         Ok(Piece {
             group: group.to_vec(),
             places,
@@ -362,7 +358,7 @@ impl Objective for PairedObjective {
     }
 
     fn examples(&self) -> &Examples<EncodedPair> {
-        &self.examples
+        &self.pairs.examples
     }
 
     fn configure(self, settings: &Settings) -> Result<Self> {
@@ -390,17 +386,17 @@ impl Objective for PairedObjective {
     }
 
     fn describe(&self) -> String {
-        let apart = if self.share_prompt { "" } else { ", prompts apart" };
         format!(
-            "pairs {:?} against {}{apart}{}",
+            "pairs {:?} against {}{}{}",
             self.loss,
             self.compared_with,
+            self.pairs.describe(),
             self.learner.pass.describe()
         )
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
-        let lengths = self.examples.lengths(&batch.places)?;
+        let lengths = self.pairs.examples.lengths(&batch.places)?;
         let groups = micro_batches(&lengths, batch.micro_batch);
         let pieces = groups.iter().map(|group| self.piece(batch, group));
         let pieces = pieces.collect::<Result<Vec<_>>>()?;

@@ -7,7 +7,6 @@
 //! ```
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,16 +17,12 @@ use unsay_model::{Params, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::hex;
-use crate::header::{self, bytes_of, kind, name};
-use crate::objective::micro_batches;
+use crate::header::{self, bytes_of, name};
 
 const VERSION: u32 = 1;
 
 /// What is in these files.
 const WHAT: &str = "states";
-
-/// So many tokens, padding included, go through the model at once while a file is made.
-const PASS_TOKENS: usize = 1 << 12;
 
 /// So many tokens wait in memory to be written in the order of the examples.
 const WAITING_TOKENS: usize = 1 << 15;
@@ -89,17 +84,8 @@ impl PrefixStates {
             n_examples: encoded.len(),
             tokens: tokens_hash(encoded),
         };
-        let (mut waiting, mut done) = (windows(encoded), 0);
-        let next = || {
-            let Some(window) = waiting.next() else {
-                return Ok(None);
-            };
-            let rows = states_of(trunk, n_frozen, window)?;
-            done += window.len();
-            progress(done);
-            Ok(Some(rows))
-        };
-        header::write(path, &header, next, stop)
+        let rows = |window: &[Encoded]| states_of(trunk, n_frozen, window);
+        header::write(path, &header, (encoded, WAITING_TOKENS), rows, (progress, stop))
     }
 
     /// Opens a file that was made of these examples.
@@ -113,20 +99,15 @@ impl PrefixStates {
             end,
         } = header::open::<Header>(path, WHAT)?;
         header::check_version((WHAT, path), VERSION, header.version)?;
-        let kind = kind(&header.kind)
-            .ok_or_else(|| Error::stored(WHAT, path, format!("not a file of states: kind `{}`", header.kind)))?;
+        let kind = header::kind((WHAT, path), &header.kind)?;
         let row = (header.width as u64).saturating_mul(kind.elt_size_in_bytes() as u64);
-        let mut offsets = vec![start];
-        for one in encoded {
-            let last = offsets.last().copied().unwrap_or(0);
-            offsets.push(last.saturating_add((one.ids.len() as u64).saturating_mul(row)));
-        }
+        let sizes = encoded.iter().map(|one| (one.ids.len() as u64).saturating_mul(row));
         let states = Self {
             path: path.to_owned(),
             file,
             header,
             kind,
-            offsets,
+            offsets: header::offsets(start, sizes),
         };
         states.check_examples(encoded)?;
         header::check_length((WHAT, path), states.offsets.last().copied().unwrap_or(0), end)?;
@@ -206,10 +187,7 @@ impl PrefixStates {
         let longest = spans.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
         let mut bytes = vec![0; longest * examples.len()];
         for ((slot, (states, _)), (start, n)) in bytes.chunks_exact_mut(longest.max(1)).zip(examples).zip(spans) {
-            let mut file = &states.file;
-            file.seek(SeekFrom::Start(start))
-                .and_then(|_| file.read_exact(&mut slot[..n]))
-                .map_err(Error::io(&states.path))?;
+            header::read_at(&states.file, &states.path, start, &mut slot[..n])?;
         }
         let size = [examples.len(), longest / row.max(1), width].map(|n| n as i64);
         Ok(Tensor::f_from_data_size(&bytes, &size, kind)?)
@@ -224,28 +202,10 @@ impl PrefixStates {
     }
 }
 
-/// Neighbouring examples, at most so many tokens at a time (at least one example).
-fn windows(encoded: &[Encoded]) -> impl Iterator<Item = &[Encoded]> {
-    let mut rest = encoded;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fit = rest.iter().take_while(|one| {
-            tokens += one.ids.len();
-            tokens <= WAITING_TOKENS
-        });
-        let n = fit.count().max(1).min(rest.len());
-        let (window, others) = rest.split_at(n);
-        rest = others;
-        (!window.is_empty()).then_some(window)
-    })
-}
-
 /// The bytes of each example's states.
 fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<Vec<u8>>> {
-    let lengths: Vec<usize> = encoded.iter().map(|one| one.ids.len()).collect();
-    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
     let mut rows = vec![Vec::new(); encoded.len()];
-    for group in micro_batches(&lengths, (PASS_TOKENS / longest).max(1)) {
+    for group in header::passes(encoded) {
         let picked: Vec<&Encoded> = group.iter().map(|&position| &encoded[position]).collect();
         let batch = Batch::new(&picked)?;
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
@@ -253,7 +213,7 @@ fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<
         for (at, &position) in group.iter().enumerate() {
             let own = states
                 .f_get(at as i64)?
-                .f_narrow(0, 0, lengths[position] as i64)?
+                .f_narrow(0, 0, encoded[position].ids.len() as i64)?
                 .f_contiguous()?;
             rows[position] = bytes_of(&own)?;
         }

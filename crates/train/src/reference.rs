@@ -2,27 +2,23 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unsay_data::{EncodedPair, PairBatch};
 use unsay_losses::{Needs, TokenOp};
-use unsay_model::{Branches, Decoder, Trunk};
+use unsay_model::{Decoder, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
-use crate::header::{self, bytes_of, kind, name};
-use crate::objective::micro_batches;
+use crate::header::{self, bytes_of, name};
+use crate::pairs::branches;
 
 const VERSION: u32 = 1;
 
 /// What is in these files.
 const WHAT: &str = "log-probabilities of the reference";
-
-/// So many tokens go through the model at once while a file is made.
-const PASS_TOKENS: usize = 1 << 12;
 
 /// So many tokens wait in memory to be written in the order of the pairs.
 const WAITING_TOKENS: usize = 1 << 16;
@@ -128,24 +124,8 @@ impl ReferenceLogps {
             n_pairs: pairs.len(),
             pairs: header::samples_hash(pairs),
         };
-        let (mut rest, mut done) = (pairs, 0);
-        let next = || {
-            if rest.is_empty() {
-                return Ok(None);
-            }
-            let mut tokens = 0;
-            let fit = rest.iter().take_while(|pair| {
-                tokens += pair.n_tokens();
-                tokens <= WAITING_TOKENS
-            });
-            let (window, others) = rest.split_at(fit.count().max(1).min(rest.len()));
-            rest = others;
-            let rows = off(decoder, |decoder| rows_of(decoder, window))?;
-            done += window.len();
-            progress(done);
-            Ok(Some(rows))
-        };
-        header::write(path, &header, next, stop)
+        let rows = |window: &[EncodedPair]| off(decoder, |decoder| rows_of(decoder, window));
+        header::write(path, &header, (pairs, WAITING_TOKENS), rows, (progress, stop))
     }
 
     /// Opens a file that was made of these pairs.
@@ -159,20 +139,16 @@ impl ReferenceLogps {
             end,
         } = header::open::<Header>(path, WHAT)?;
         header::check_version((WHAT, path), VERSION, header.version)?;
-        let kind = kind(&header.kind)
-            .ok_or_else(|| Error::stored(WHAT, path, format!("not a file of {WHAT}: kind `{}`", header.kind)))?;
-        let mut offsets = vec![start];
-        for branch in pairs.iter().flat_map(EncodedPair::branches) {
-            let last = offsets.last().copied().unwrap_or(0);
-            let bytes = (branch.n_learnt as u64).saturating_mul(kind.elt_size_in_bytes() as u64);
-            offsets.push(last.saturating_add(bytes));
-        }
+        let kind = header::kind((WHAT, path), &header.kind)?;
+        let bytes = kind.elt_size_in_bytes() as u64;
+        let branches = pairs.iter().flat_map(EncodedPair::branches);
+        let sizes = branches.map(|branch| (branch.n_learnt as u64).saturating_mul(bytes));
         let logps = Self {
             path: path.to_owned(),
             file,
             header,
             kind,
-            offsets,
+            offsets: header::offsets(start, sizes),
         };
         logps.check_examples(pairs)?;
         header::check_length((WHAT, path), logps.offsets.last().copied().unwrap_or(0), end)?;
@@ -223,10 +199,7 @@ impl ReferenceLogps {
         };
         let before = into.len();
         into.resize(before + (end - start) as usize, 0);
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(start))
-            .and_then(|_| file.read_exact(&mut into[before..]))
-            .map_err(Error::io(&self.path))
+        header::read_at(&self.file, &self.path, start, &mut into[before..])
     }
 }
 
@@ -276,15 +249,6 @@ pub(crate) fn off<R>(decoder: &Decoder, f: impl FnOnce(&Decoder) -> Result<R>) -
     }
 }
 
-/// Which tokens of a batch belong together.
-pub(crate) fn branches(batch: &PairBatch) -> Result<Branches> {
-    let mut branches = Branches::default();
-    for (prompt, lengths) in &batch.groups {
-        branches.push(*prompt, lengths)?;
-    }
-    Ok(branches)
-}
-
 /// The tokens of a batch whose states predict a completion's.
 pub(crate) struct Predicting {
     /// Each once, `[R]`.
@@ -329,10 +293,8 @@ impl Predicting {
 
 /// The bytes of each pair's log-probabilities.
 fn rows_of(decoder: &Decoder, pairs: &[EncodedPair]) -> Result<Vec<Vec<u8>>> {
-    let lengths: Vec<usize> = pairs.iter().map(EncodedPair::n_tokens).collect();
-    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
     let mut rows = vec![Vec::new(); pairs.len()];
-    for group in micro_batches(&lengths, (PASS_TOKENS / longest).max(1)) {
+    for group in header::passes(pairs) {
         let picked: Vec<&EncodedPair> = group.iter().map(|&position| &pairs[position]).collect();
         let batch = PairBatch::new(&picked, true)?;
         let logps = logps_of(decoder, &batch)?.f_to(Device::Cpu)?;

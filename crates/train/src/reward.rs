@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::examples::Examples;
 use crate::learner::Learner;
 use crate::objective::{LogicalBatch, Objective, Outcome, Sums, micro_batches};
-use crate::reference::branches;
+use crate::pairs::{Pairs, branches};
 use crate::settings::Settings;
 
 /// A classifier with one label, a loss over pairs of its scores, and the pairs to train on. A completion is scored at its last
@@ -23,8 +23,7 @@ use crate::settings::Settings;
 pub struct RewardObjective {
     learner: Learner<SequenceClassifier>,
     loss: Loss,
-    examples: Examples<EncodedPair>,
-    share_prompt: bool,
+    pairs: Pairs,
 }
 
 impl RewardObjective {
@@ -50,18 +49,15 @@ impl RewardObjective {
         Ok(Self {
             learner: Learner::new(classifier),
             loss,
-            examples,
-            share_prompt: true,
+            pairs: Pairs::new(examples),
         })
     }
 
     /// Computes the prompt before each completion anew. Values and gradients are the same but for rounding.
     #[must_use]
     pub fn with_prompts_apart(self) -> Self {
-        Self {
-            share_prompt: false,
-            ..self
-        }
+        let pairs = self.pairs.apart();
+        Self { pairs, ..self }
     }
 
     /// Names the model that an adapter belongs on, for the folders that adapters are stored in.
@@ -122,7 +118,7 @@ impl Objective for RewardObjective {
     }
 
     fn examples(&self) -> &Examples<EncodedPair> {
-        &self.examples
+        &self.pairs.examples
     }
 
     fn configure(self, settings: &Settings) -> Result<Self> {
@@ -131,12 +127,12 @@ impl Objective for RewardObjective {
     }
 
     fn describe(&self) -> String {
-        let apart = if self.share_prompt { "" } else { ", prompts apart" };
-        format!("rewards {:?}{apart}{}", self.loss, self.learner.pass.describe())
+        let (prompts, pass) = (self.pairs.describe(), self.learner.pass.describe());
+        format!("rewards {:?}{prompts}{pass}", self.loss)
     }
 
     fn run(&self, batch: &LogicalBatch) -> Result<Outcome> {
-        let lengths = self.examples.lengths(&batch.places)?;
+        let lengths = self.pairs.examples.lengths(&batch.places)?;
         let groups = micro_batches(&lengths, batch.micro_batch);
         let counts = ScoreCounts {
             answers: batch.places.len() as f64,
@@ -144,8 +140,7 @@ impl Objective for RewardObjective {
         let _guard = (!batch.train).then(tch::no_grad_guard);
         let (mut sums, mut scores) = (Sums::default(), Vec::new());
         for group in &groups {
-            let pairs = group.iter().map(|&position| self.examples.get(batch.places[position]));
-            let piece = PairBatch::new(&pairs.collect::<Result<Vec<_>>>()?, self.share_prompt)?;
+            let piece = self.pairs.batch(group.iter().map(|&position| batch.places[position]))?;
             scores.push(self.micro(&piece, &counts, batch.train, &mut sums)?);
             self.learner.sum_gradients((batch.train, groups.len()))?;
         }

@@ -6,7 +6,9 @@ use std::hint::black_box;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
-use unsay_model::{Config, Decoder, Generation, Sampling, Size, logps};
+use unsay_model::{
+    Beam, Config, Decoder, DirectorForm, DirectorHead, EarlyStopping, Generation, Sampling, Size, logps,
+};
 
 /// A work that can be done again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
@@ -14,8 +16,8 @@ pub(crate) type Work = Box<dyn FnMut()>;
 /// Makes what a work needs.
 pub(crate) type Make = fn() -> Work;
 
-/// Every work, by name: examples and tokens of each.
-pub(crate) const WORKLOADS: [(&str, Make); 6] = [
+/// Every work, by name: examples and tokens of each; of beams, prompts, beams and tokens of each.
+pub(crate) const WORKLOADS: [(&str, Make); 8] = [
     ("model/forward/8x32", forward),
     ("model/forward_backward/8x32", forward_backward),
     ("model/logps/8x32", log_probs),
@@ -23,6 +25,8 @@ pub(crate) const WORKLOADS: [(&str, Make); 6] = [
     ("model/generate/8x8", || generation(8, 8)),
     // Of short completions most is laying the model out; here most is tokens.
     ("model/generate/8x48", || generation(8, 48)),
+    ("model/generate_guided/8x8", guided),
+    ("model/beam/2x4x16", beams),
 ];
 
 const VOCAB: usize = 512;
@@ -66,24 +70,59 @@ fn log_probs() -> Work {
     })
 }
 
-/// So many new tokens after each of `n` prompts of 4 to 11, drawn from the 50 most probable.
-fn generation(n: usize, new_tokens: usize) -> Work {
-    let model = model();
-    let prompts: Vec<Vec<u32>> = (0..n)
-        .map(|i| {
-            (0..4 + i as u32 % 8)
-                .map(|at| 4 + (i as u32 * 37 + at * 11) % 500)
-                .collect()
-        })
-        .collect();
-    let sampling = Sampling {
+/// Prompts of 4 to 11 tokens.
+fn prompts(n: usize) -> Vec<Vec<u32>> {
+    let one = |i: u32| (0..4 + i % 8).map(|at| 4 + (i * 37 + at * 11) % 500).collect();
+    (0..n as u32).map(one).collect()
+}
+
+/// So many new tokens, drawn from the 50 most probable.
+fn drawn(new_tokens: usize) -> Sampling {
+    Sampling {
         top_k: Some(50),
         min_new_tokens: new_tokens,
         ..Sampling::new(new_tokens)
-    };
+    }
+}
+
+/// Completions of `n` prompts.
+fn generation(n: usize, new_tokens: usize) -> Work {
+    let (model, prompts, sampling) = (model(), prompts(n), drawn(new_tokens));
     Box::new(move || {
         let mut draw = |prompt: usize, step: usize| ((prompt * 31 + step * 17) % 97) as f32 / 97.0;
         let generation = Generation::new(&model, &sampling, &[3]).batch(n).draws(&mut draw);
         black_box(generation.run(&prompts).unwrap());
+    })
+}
+
+/// The same where DIRECTOR's second head has its say at every token.
+fn guided() -> Work {
+    let (model, prompts, sampling) = (model(), prompts(8), drawn(8));
+    let head = DirectorHead::init(DirectorForm::Own {}, &model, &mut ChaCha8Rng::seed_from_u64(2)).unwrap();
+    Box::new(move || {
+        let guide = |states: &Tensor, logits: &Tensor| {
+            let judged = head.logits(&model, states)?.log_sigmoid();
+            Ok(logits.log_softmax(-1, Kind::Float) + judged)
+        };
+        let mut draw = |prompt: usize, step: usize| ((prompt * 31 + step * 17) % 97) as f32 / 97.0;
+        let generation = Generation::new(&model, &sampling, &[3]).guide(&guide).draws(&mut draw);
+        black_box(generation.run(&prompts).unwrap());
+    })
+}
+
+/// The best of 4 beams for each of 2 prompts.
+fn beams() -> Work {
+    let (model, prompts) = (model(), prompts(2));
+    let search = Sampling {
+        beam: Some(Beam {
+            size: 4,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Heuristic,
+        }),
+        min_new_tokens: 16,
+        ..Sampling::new(16)
+    };
+    Box::new(move || {
+        black_box(Generation::new(&model, &search, &[3]).run(&prompts).unwrap());
     })
 }
