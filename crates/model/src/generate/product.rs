@@ -210,3 +210,59 @@ fn joined(parts: &[&Tensor]) -> Result<Tensor> {
         several => Ok(Tensor::f_cat(several, 0)?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::super::packed::Form;
+    use super::*;
+
+    /// With tables and with halves a single row of f32 is multiplied otherwise than several, and comes to the same.
+    #[test]
+    fn a_single_row_is_multiplied_like_several() {
+        let _guard = tch::no_grad_guard();
+        tch::set_num_threads(1);
+        let mut compared = 0;
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let find = |form| Packer::find(form, kind, Device::Cpu).map(Rc::new);
+            let way = Way {
+                packer: find(Form::OneDnn),
+                one_row: true,
+                halves: find(Form::Halves),
+            };
+            for (n_in, n_out) in [(24, 40), (8, 2), (20, 1032)] {
+                let numbers = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu)).sin();
+                let weight = numbers(n_out * n_in).view([n_out, n_in]).to_kind(kind);
+                // Of numbers that bf16 has.
+                let x = numbers(n_in).view([1, n_in]).to_kind(kind).to_kind(Kind::Float);
+                let product = Product::of(&weight, &way).unwrap();
+                // bf16 only where the processor multiplies it.
+                if product.one_row.is_none() {
+                    assert_eq!(kind, Kind::BFloat16);
+                    continue;
+                }
+                let one = product.apply(&x).unwrap();
+                let plain = x.matmul(&weight.to_kind(Kind::Float).tr());
+                let difference = f64::try_from((one - &plain).abs().max() / plain.abs().max()).unwrap();
+                assert!(difference < 1e-6, "{kind:?} {n_in} to {n_out}: {difference}");
+                let several = product.apply(&x.repeat([3, 1])).unwrap().to_kind(Kind::Float);
+                let difference = f64::try_from((several - &plain).abs().max() / plain.abs().max()).unwrap();
+                assert!(difference < 0.01, "{kind:?} {n_in} to {n_out}: {difference}");
+                compared += 1;
+            }
+        }
+        assert!(compared >= 3);
+    }
+
+    /// What f16 cannot hold is left to the product of several rows.
+    #[test]
+    fn numbers_too_large_for_halves_are_not_packed_so() {
+        let Some(halves) = Packer::find(Form::Halves, Kind::BFloat16, Device::Cpu) else {
+            return;
+        };
+        let weight = Tensor::full([2, 2], 1e5, (Kind::BFloat16, Device::Cpu));
+        assert!(halves.pack(&weight).unwrap().is_none());
+        assert!(halves.pack(&(weight / 2)).unwrap().is_some());
+    }
+}
