@@ -93,7 +93,7 @@ impl Engine<'static> {
         // Masters in f32 and gradients.
         drop(params);
         let blocks = std::mem::take(&mut trunk.blocks);
-        Self::assemble(Held::Taken(Box::new(trunk)), blocks.into_iter(), &embedding)
+        Self::assemble(Held::Taken(Box::new(trunk)), blocks.into_iter(), &embedding, true)
     }
 }
 
@@ -102,14 +102,25 @@ impl<'a> Engine<'a> {
     ///
     /// **Errors**: those of libtorch, such as too little memory.
     pub fn new(decoder: &'a Decoder) -> Result<Self> {
+        Self::borrowing(decoder, true)
+    }
+
+    /// Lays a decoder out for one request: without weights for single rows, which take as long to make as they save there.
+    pub(super) fn for_request(decoder: &'a Decoder) -> Result<Self> {
+        Self::borrowing(decoder, false)
+    }
+
+    fn borrowing(decoder: &'a Decoder, kept: bool) -> Result<Self> {
         let trunk = decoder.trunk();
-        Self::assemble(Held::Borrowed(trunk), trunk.blocks.iter(), &decoder.output_embedding())
+        let blocks = trunk.blocks.iter();
+        Self::assemble(Held::Borrowed(trunk), blocks, &decoder.output_embedding(), kept)
     }
 
     fn assemble<B: Borrow<Block>>(
         held: Held<'a>,
         blocks: impl Iterator<Item = B>,
         output_embedding: &Tensor,
+        kept: bool,
     ) -> Result<Self> {
         let trunk = held.trunk();
         let (kind, device) = (trunk.kind()?, trunk.device());
@@ -118,10 +129,13 @@ impl<'a> Engine<'a> {
         // Logits are made by oneDNN in bf16: that product is large enough for its own kernels to pay.
         let of_head = Way {
             packer: find(Form::OneDnn),
-            one_row: numbers + output_embedding.numel() as i64 <= LARGEST_ONE_ROW,
+            one_row: kept && numbers + output_embedding.numel() as i64 <= LARGEST_ONE_ROW,
             halves: None,
         };
-        let halves = find(Form::Halves).filter(|_| of_head.one_row && of_head.packer.is_some());
+        let halves = match of_head.one_row && of_head.packer.is_some() {
+            true => find(Form::Halves),
+            false => None,
+        };
         let of_blocks = Way {
             halves,
             ..of_head.clone()
