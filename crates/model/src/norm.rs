@@ -160,23 +160,24 @@ pub(crate) enum LeanNorm {
 }
 
 impl Norm {
-    /// Another handle on the same weights.
-    fn handle(&self) -> Self {
-        match self {
+    /// The same norm with weights in a kind: handles on them where they have it.
+    fn of_kind(&self, kind: Kind) -> Result<Self> {
+        Ok(match self {
             Self::Rms { weight, eps, in_f32 } => Self::Rms {
-                weight: weight.shallow_clone(),
+                weight: weight.f_to_kind(kind)?,
                 eps: *eps,
                 in_f32: *in_f32,
             },
             Self::Layer { weight, bias, eps } => Self::Layer {
-                weight: weight.shallow_clone(),
-                bias: bias.shallow_clone(),
+                weight: weight.f_to_kind(kind)?,
+                bias: bias.f_to_kind(kind)?,
                 eps: *eps,
             },
-        }
+        })
     }
 
-    pub(crate) fn lean(&self) -> Result<LeanNorm> {
+    /// For states in a kind; the weights are widened where they are narrower.
+    pub(crate) fn lean(&self, kind: Kind) -> Result<LeanNorm> {
         match self {
             Self::Rms {
                 weight,
@@ -185,9 +186,10 @@ impl Norm {
             } => {
                 let width = weight.numel() as f64;
                 let least = Tensor::f_from_slice(&[(eps * width).sqrt()])?.f_to(weight.device())?;
-                Ok(match weight.f_kind()? {
+                let weight = weight.f_to_kind(kind)?;
+                Ok(match kind {
                     Kind::BFloat16 => LeanNorm::Narrow {
-                        weight: weight.shallow_clone(),
+                        weight,
                         least: least.f_to_kind(Kind::Float)?,
                         unit: width.sqrt().recip(),
                     },
@@ -197,7 +199,7 @@ impl Norm {
                     },
                 })
             }
-            _ => Ok(LeanNorm::Same(self.handle())),
+            _ => Ok(LeanNorm::Same(self.of_kind(kind)?)),
         }
     }
 }
@@ -242,7 +244,7 @@ mod tests {
                 eps: 0.5,
             };
             for (norm, lean) in [(rms(false), true), (rms(true), false), (layer, false)] {
-                let own = norm.lean().unwrap();
+                let own = norm.lean(kind).unwrap();
                 assert_eq!(matches!(own, LeanNorm::Same(_)), !lean, "{norm:?}");
                 let difference = (own.forward(&x).unwrap() - norm.forward(&x).unwrap()).abs().max();
                 assert!(

@@ -5,17 +5,21 @@ use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::packed::Packer;
-use super::product::Product;
+use super::packed::{Form, Packer};
+use super::product::{Product, Way};
 use super::slots::{Shape, Slots, Turn};
 use crate::attention::Projections;
 use crate::block::Block;
 use crate::logps::wide;
 use crate::mlp::Inner;
-use crate::norm::LeanNorm;
+use crate::norm::{LeanNorm, Norm};
 use crate::positions::Place;
 use crate::trunk::Trunk;
 use crate::{Activation, Config, Decoder, Error, Result};
+
+/// Models of more numbers (64 MiB in f32) have no weights for single rows alone: what these save is the same for each product,
+/// and they take as much memory again.
+const LARGEST_ONE_ROW: i64 = 1 << 24;
 
 /// A decoder laid out for generation: maps of the same states are one product, and its weights are packed where that
 /// pays. Made once it serves any number of requests ([`Generation::on`](crate::Generation::on)). It has a copy of the blocks'
@@ -38,8 +42,10 @@ use crate::{Activation, Config, Decoder, Error, Result};
 pub struct Engine<'a> {
     trunk: Held<'a>,
     layers: Vec<Layer>,
-    norm: LeanNorm,
+    norm: Norms,
     head: Product,
+    /// What states are between two blocks where a request has one row, if not of the weights' kind.
+    of_one_row: Option<Kind>,
     /// What attention is computed in, and what keys and values are kept in.
     attention: Kind,
     /// Whether keys and values lie as a processor's attention reads them.
@@ -56,12 +62,19 @@ enum Held<'a> {
     Taken(Box<Trunk>),
 }
 
+/// A norm for states of the weights' kind, and of that of a single row.
+#[derive(Debug)]
+struct Norms {
+    own: LeanNorm,
+    of_one_row: Option<(Kind, LeanNorm)>,
+}
+
 #[derive(Debug)]
 struct Layer {
-    before_attention: LeanNorm,
+    before_attention: Norms,
     qkv: Product,
     out: Product,
-    before_mlp: LeanNorm,
+    before_mlp: Norms,
     /// Gate and up in one, or up alone.
     inner: Product,
     gated: bool,
@@ -80,7 +93,7 @@ impl Engine<'static> {
         // Masters in f32 and gradients.
         drop(params);
         let blocks = std::mem::take(&mut trunk.blocks);
-        Self::assemble(Held::Taken(Box::new(trunk)), blocks.into_iter(), &embedding)
+        Self::assemble(Held::Taken(Box::new(trunk)), blocks.into_iter(), &embedding, true)
     }
 }
 
@@ -89,19 +102,45 @@ impl<'a> Engine<'a> {
     ///
     /// **Errors**: those of libtorch, such as too little memory.
     pub fn new(decoder: &'a Decoder) -> Result<Self> {
+        Self::borrowing(decoder, true)
+    }
+
+    /// Lays a decoder out for one request: without weights for single rows, which take as long to make as they save there.
+    pub(super) fn for_request(decoder: &'a Decoder) -> Result<Self> {
+        Self::borrowing(decoder, false)
+    }
+
+    fn borrowing(decoder: &'a Decoder, kept: bool) -> Result<Self> {
         let trunk = decoder.trunk();
-        Self::assemble(Held::Borrowed(trunk), trunk.blocks.iter(), &decoder.output_embedding())
+        let blocks = trunk.blocks.iter();
+        Self::assemble(Held::Borrowed(trunk), blocks, &decoder.output_embedding(), kept)
     }
 
     fn assemble<B: Borrow<Block>>(
         held: Held<'a>,
         blocks: impl Iterator<Item = B>,
         output_embedding: &Tensor,
+        kept: bool,
     ) -> Result<Self> {
         let trunk = held.trunk();
         let (kind, device) = (trunk.kind()?, trunk.device());
-        let packer = Packer::find(kind, device).map(Rc::new);
-        let packer = packer.as_ref();
+        let find = |form| Packer::find(form, kind, device).map(Rc::new);
+        let numbers: i64 = trunk.linear.iter().map(|map| map.n_in * map.n_out).sum();
+        // Logits are made by oneDNN in bf16: that product is large enough for its own kernels to pay.
+        let of_head = Way {
+            packer: find(Form::OneDnn),
+            one_row: kept && numbers + output_embedding.numel() as i64 <= LARGEST_ONE_ROW,
+            halves: None,
+        };
+        let halves = match of_head.one_row && of_head.packer.is_some() {
+            true => find(Form::Halves),
+            false => None,
+        };
+        let of_blocks = Way {
+            halves,
+            ..of_head.clone()
+        };
+        let of_one_row = of_blocks.halves.as_ref().map(|_| Kind::Float);
         // libtorch's bf16 kernels for attention take longer than those for f32, and bf16 keys are f32 numbers.
         let attention = match (kind, device) {
             (Kind::BFloat16, Device::Cpu) => Kind::Float,
@@ -111,16 +150,17 @@ impl<'a> Engine<'a> {
         let (layers, norm, head) = no_grad(|| {
             Ok::<_, Error>((
                 blocks
-                    .map(|block| Layer::new(block.borrow(), packer))
+                    .map(|block| Layer::new(block.borrow(), &of_blocks, (kind, of_one_row)))
                     .collect::<Result<_>>()?,
-                trunk.norm.lean()?,
-                Product::of(output_embedding, packer)?,
+                Norms::new(&trunk.norm, (kind, of_one_row))?,
+                Product::of(output_embedding, &of_head)?,
             ))
         })?;
         Ok(Self {
             layers,
             norm,
             head,
+            of_one_row,
             attention,
             apart: device == Device::Cpu,
             heads: config.num_attention_heads as i64,
@@ -162,7 +202,7 @@ impl<'a> Engine<'a> {
         let (n, t) = ids.size2()?;
         let place = trunk.positions.first(t as usize)?;
         let sights = trunk.sights(None, t as usize, self.attention)?;
-        let x = self.run(ids, place, |layer, q, kv| {
+        let x = self.run(ids, place, trunk.kind()?, |layer, q, kv| {
             slots.insert(layer, kv, owners, rows)?;
             let (k, v) = (
                 kv.f_narrow(2, 0, self.kv_heads)?,
@@ -172,14 +212,17 @@ impl<'a> Engine<'a> {
         })?;
         let starts = Tensor::f_arange(n, (Kind::Int64, ids.device()))?.f_mul_scalar(t)?;
         let last = starts.f_add(lengths)?.f_sub_scalar(1)?;
-        self.norm.forward(&x.f_index_select(0, &last)?)
+        self.finish(&x.f_index_select(0, &last)?)
     }
 
     /// Runs one new token ids [R, 1] per row and stores its keys. Returns the final states [R, D].
     pub(super) fn step(&self, ids: &Tensor, slots: &mut Slots, turn: &Turn) -> Result<Tensor> {
         let trunk = self.trunk();
         let place = trunk.positions.at(&turn.position, turn.longest())?;
-        let x = self.run(ids, place, |layer, q, kv| {
+        let own = trunk.kind()?;
+        let alone = ids.size()[0] == 1 && slots.together();
+        let kind = self.of_one_row.filter(|_| alone).unwrap_or(own);
+        let x = self.run(ids, place, kind, |layer, q, kv| {
             slots.write(layer, kv, turn)?;
             let seen = match &turn.near {
                 Some(near) if trunk.window(layer).is_some() => near,
@@ -187,7 +230,12 @@ impl<'a> Engine<'a> {
             };
             slots.attend(layer, q, seen)
         })?;
-        self.norm.forward(&x)
+        self.finish(&x)
+    }
+
+    /// The final norm, in the kind of the weights.
+    fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.norm.forward(x)?.f_to_kind(self.trunk().kind()?)?)
     }
 
     /// States [N, D] → logits [N, V], in f32 or wider.
@@ -199,23 +247,23 @@ impl<'a> Engine<'a> {
         self.trunk.trunk()
     }
 
-    /// Ids [N, T] → all blocks [N·T, D]. `attend` is handed the block's number, turned queries [N, T, H, d], and turned
+    /// Ids [N, T] → all blocks [N·T, D], with states of `kind` between them. `attend` is handed the block's number, turned queries [N, T, H, d], and turned
     /// keys before values [N, T, 2G, d].
     fn run(
         &self,
         ids: &Tensor,
         place: Place,
+        kind: Kind,
         mut attend: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let trunk = self.trunk();
         let (n, t) = ids.size2()?;
         let x = trunk.embed(ids, &place)?;
-        let kind = x.f_kind()?;
-        let mut x = x.f_view([n * t, -1])?;
-        let place = match kind == self.attention {
+        let place = match x.f_kind()? == self.attention {
             true => place,
             false => place.with_angles_of(self.attention)?,
         };
+        let mut x = x.f_view([n * t, -1])?.f_to_kind(kind)?;
         let heads = self.heads + 2 * self.kv_heads;
         for (i, layer) in self.layers.iter().enumerate() {
             let qkv = layer.qkv.apply(&layer.before_attention.forward(&x)?)?;
@@ -242,8 +290,28 @@ impl Held<'_> {
     }
 }
 
+impl Norms {
+    fn new(norm: &Norm, (own, of_one_row): (Kind, Option<Kind>)) -> Result<Self> {
+        Ok(Self {
+            own: norm.lean(own)?,
+            of_one_row: of_one_row
+                .map(|kind| Ok::<_, Error>((kind, norm.lean(kind)?)))
+                .transpose()?,
+        })
+    }
+
+    /// x [N, D] → [N, D].
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.f_kind()?;
+        match &self.of_one_row {
+            Some((other, norm)) if *other == kind => norm.forward(x),
+            _ => self.own.forward(x),
+        }
+    }
+}
+
 impl Layer {
-    fn new(block: &Block, packer: Option<&Rc<Packer>>) -> Result<Self> {
+    fn new(block: &Block, way: &Way, kinds: (Kind, Option<Kind>)) -> Result<Self> {
         let (attention, mlp) = (&block.attention, &block.mlp);
         let qkv = match &attention.projections {
             Projections::Separate { q, k, v } => vec![q, k, v],
@@ -255,13 +323,13 @@ impl Layer {
             Inner::Plain(up) => (vec![up], false),
         };
         Ok(Self {
-            before_attention: block.before_attention.lean()?,
-            qkv: Product::new(&qkv, packer)?,
-            out: Product::new(&[&attention.out], packer)?,
-            before_mlp: block.before_mlp.lean()?,
-            inner: Product::new(&inner, packer)?,
+            before_attention: Norms::new(&block.before_attention, kinds)?,
+            qkv: Product::new(&qkv, way)?,
+            out: Product::new(&[&attention.out], way)?,
+            before_mlp: Norms::new(&block.before_mlp, kinds)?,
+            inner: Product::new(&inner, way)?,
             gated,
-            down: Product::new(&[&mlp.down], packer)?,
+            down: Product::new(&[&mlp.down], way)?,
             activation: mlp.activation,
         })
     }

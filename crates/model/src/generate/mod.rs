@@ -169,7 +169,7 @@ impl<'a> Generation<'a> {
             let own;
             let engine = match self.model {
                 Model::Decoder(decoder) => {
-                    own = Engine::new(decoder)?;
+                    own = Engine::for_request(decoder)?;
                     &own
                 }
                 Model::Engine(engine) => engine,

@@ -100,6 +100,11 @@ impl Slots {
         self.layers[layer].insert(kv, (owners, rows), self.shape)
     }
 
+    /// Whether keys and values lie together.
+    pub(super) fn together(&self) -> bool {
+        self.meeting.is_none()
+    }
+
     /// How many tokens the longest row has keys of.
     pub(super) fn longest(&self) -> usize {
         self.filled.iter().max().map_or(0, |&n| n as usize)

@@ -144,7 +144,7 @@ impl Values {
 
 /// Sums of weighted rows of a table: weights `[m]` of its `rows` `[m]`, from one of `offsets` `[n + 1]` to the next one sum
 /// each, [n, width].
-fn sums(table: &Tensor, rows: &Tensor, offsets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+pub(super) fn sums(table: &Tensor, rows: &Tensor, offsets: &Tensor, weights: &Tensor) -> Result<Tensor> {
     const SUM: i64 = 0;
     Ok(Tensor::f_embedding_bag(table, rows, offsets, false, SUM, false, Some(weights), true)?.0)
 }
