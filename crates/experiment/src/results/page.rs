@@ -48,10 +48,12 @@ pub(super) fn page(about: &About, tables: &Tables) -> Result<String> {
     for figure in &about.figures {
         let _ = writeln!(out, "![{}](figures/{}.svg)\n", alternative(figure), figure.name());
     }
-    out.push_str(
-        "An iterative arm makes as many updates in every round as the other arms make in all, so its gain over one round \
-         is that of its own replies and of more training together.\n\n",
-    );
+    if tables.scores.iter().any(|row| row.iteration.is_some()) {
+        out.push_str(
+            "An iterative arm makes as many updates in every round as the other arms make in all, so its gain over one \
+             round is that of its own replies and of more training together.\n\n",
+        );
+    }
     samples(&mut out, about);
     environment(&mut out, about);
     Ok(out)
