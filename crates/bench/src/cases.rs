@@ -256,7 +256,8 @@ fn generation() -> Vec<Case> {
             spread: false,
             sides: sides(&ways),
             comparisons: ways.map(comparison).into(),
-            steps: 1,
+            // One row takes a twentieth of a second, so that a moment's disturbance would be most of a turn.
+            steps: if batch == 1 { 10 } else { 1 },
             rounds,
         }
     };

@@ -36,7 +36,7 @@ pub(crate) struct Failure {
     pub(crate) about: String,
     /// The commit of the project.
     pub(crate) commit: String,
-    /// What went wrong, with what a worker wrote last.
+    /// What went wrong, in a line.
     pub(crate) why: String,
 }
 

@@ -2,9 +2,29 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+
+/// A process that is ended when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Owned(pub(crate) Child);
+
+impl Owned {
+    /// Ends it, whatever it does, and waits for that.
+    pub(crate) fn end(&mut self) {
+        // One that has ended already is an error that says so.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
 
 /// A line of `/proc/<process>/status` that is in KiB, in MiB. `process` is a number or `self`.
 pub(crate) fn status_mib(process: &str, name: &str) -> Result<f64> {

@@ -163,7 +163,7 @@ impl Results {
 
     /// Puts a case in, in the place of an older one of its name. Cases that are not in `order` are no more, and leave.
     pub(crate) fn put(&mut self, outcome: Outcome, order: &[String]) {
-        self.failed.retain(|failure| failure.name != outcome.name);
+        self.forget_failure(&outcome.name, order);
         self.cases
             .retain(|case| case.name != outcome.name && order.contains(&case.name));
         self.cases.push(outcome);
@@ -172,15 +172,19 @@ impl Results {
     }
 
     /// Puts in how trainings go on, which is the case of this name.
-    pub(crate) fn put_growth(&mut self, growth: Vec<Growth>, name: &str) {
-        self.failed.retain(|failure| failure.name != name);
+    pub(crate) fn put_growth(&mut self, growth: Vec<Growth>, name: &str, order: &[String]) {
+        self.forget_failure(name, order);
         self.growth = growth;
     }
 
-    /// Says of a case that it failed, in the place of an older failure of its name. Those that are not in `order` leave.
-    pub(crate) fn fail(&mut self, failure: Failure, order: &[String]) {
+    fn forget_failure(&mut self, name: &str, order: &[String]) {
         self.failed
-            .retain(|older| older.name != failure.name && order.contains(&older.name));
+            .retain(|failure| failure.name != name && order.contains(&failure.name));
+    }
+
+    /// Says of a case that it failed, in the place of an older failure of its name.
+    pub(crate) fn fail(&mut self, failure: Failure, order: &[String]) {
+        self.forget_failure(&failure.name, order);
         self.failed.push(failure);
         self.failed
             .sort_by_key(|failure| order.iter().position(|known| *known == failure.name));

@@ -17,7 +17,7 @@ use crate::cases::Model;
 use crate::driver::{Alone, Options};
 use crate::material::{Role, SEED, model_folder};
 use crate::outcome::{Cost, Limit, Outcome, Ratio};
-use crate::process;
+use crate::process::{self, Owned};
 use crate::statistics::{median, with_interval};
 use crate::worker::tail;
 
@@ -37,14 +37,29 @@ const BATCH: usize = 16;
 const REPLIES: usize = 64;
 const NEW_TOKENS: usize = 32;
 
-/// The cases that are whole programs, and what they are.
-pub(crate) const CASES: [(&str, &str); 2] = [
-    ("start", "process start to first generated token, 6.84M"),
-    (
-        "end_to_end",
-        "two seeds: tokenise, 100 SFT steps, save, 64 replies, 6.84M",
-    ),
-];
+/// A case that is a whole program.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// What it is.
+    pub(crate) about: &'static str,
+    /// Measures it.
+    pub(crate) run: fn(&Options) -> Result<Outcome>,
+}
+
+const START: Whole = Whole {
+    name: "start",
+    about: "process start to first generated token, 6.84M",
+    run: start,
+};
+const END_TO_END: Whole = Whole {
+    name: "end_to_end",
+    about: "two seeds: tokenise, 100 SFT steps, save, 64 replies, 6.84M",
+    run: end_to_end,
+};
+/// All of them.
+pub(crate) const CASES: [Whole; 2] = [START, END_TO_END];
 
 /// What one program took.
 struct Run {
@@ -60,9 +75,10 @@ fn timed(mut command: Command, first_line: bool, log: &Path, patience: Duration)
     let stderr = fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
     let start = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start `{what}`"))?;
-    let process = child.id().to_string();
-    let mut output = BufReader::new(child.stdout.take().context("a program without output")?);
+    let child = command.spawn().with_context(|| format!("cannot start `{what}`"))?;
+    let mut child = Owned(child);
+    let process = child.0.id().to_string();
+    let mut output = BufReader::new(child.0.stdout.take().context("a program without output")?);
     // Hears the first line when it comes, whatever is looked at meanwhile.
     let (hear, heard) = channel();
     thread::spawn(move || {
@@ -78,12 +94,11 @@ fn timed(mut command: Command, first_line: bool, log: &Path, patience: Duration)
         if let Ok(mib) = process::status_mib(&process, "VmHWM") {
             peak_mib = mib;
         }
-        if let Some(status) = child.try_wait()? {
+        if let Some(status) = child.0.try_wait()? {
             break status;
         }
         if start.elapsed() > patience {
-            child.kill()?;
-            child.wait()?;
+            child.end();
             bail!("`{what}` did not end within {} s: {}", patience.as_secs(), tail(log));
         }
         thread::sleep(Duration::from_millis(5));
@@ -147,7 +162,7 @@ fn unsay(options: &Options) -> Result<PathBuf> {
 }
 
 /// From the start of a process to its first generated token.
-pub(crate) fn start(options: &Options) -> Result<Outcome> {
+fn start(options: &Options) -> Result<Outcome> {
     let folder = speaking_folder(&options.cache)?;
     let unsay = unsay(options)?;
     let command = |ours: bool| {
@@ -167,10 +182,10 @@ pub(crate) fn start(options: &Options) -> Result<Outcome> {
     let runs = turns(options, options.rounds.unwrap_or(STARTS), 1, true, &mut |ours, _| {
         Ok(command(ours))
     })?;
-    let mut outcome = outcome(CASES[0], options, &runs, 1.0);
+    let mut outcome = outcome(&START, options, &runs, 1.0);
     if let Some(cost) = outcome.sides.iter().find(|cost| cost.who == "unsay") {
         outcome.limits.push(Limit {
-            what: format!("{}, s", CASES[0].1),
+            what: format!("{}, s", START.about),
             value: cost.secs,
             at_most: START_GOAL,
         });
@@ -179,7 +194,7 @@ pub(crate) fn start(options: &Options) -> Result<Outcome> {
 }
 
 /// A small experiment from its data to replies.
-pub(crate) fn end_to_end(options: &Options) -> Result<Outcome> {
+fn end_to_end(options: &Options) -> Result<Outcome> {
     let folder = speaking_folder(&options.cache)?;
     let unsay = unsay(options)?;
     let scratch = tempfile::tempdir().context("cannot make a folder to work in")?;
@@ -214,7 +229,7 @@ pub(crate) fn end_to_end(options: &Options) -> Result<Outcome> {
         Ok(command)
     };
     let runs = turns(options, options.rounds.unwrap_or(ENDS), 0, false, &mut command)?;
-    Ok(outcome(CASES[1], options, &runs, 1.0))
+    Ok(outcome(&END_TO_END, options, &runs, 1.0))
 }
 
 /// The experiment as a manifest: one arm, the testbed's small talk, greedy replies that its oracle judges.
@@ -285,7 +300,7 @@ fn turns(
     Ok(runs)
 }
 
-fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2], tokens: f64) -> Outcome {
+fn outcome(whole: &Whole, options: &Options, runs: &[Vec<Run>; 2], tokens: f64) -> Outcome {
     let secs = |side: usize| runs[side].iter().map(|run| run.secs).collect::<Vec<f64>>();
     let peak = |side: usize| runs[side].iter().map(|run| run.peak_mib).fold(0.0, f64::max);
     let cost = |side: usize| Cost {
@@ -310,8 +325,8 @@ fn outcome((name, about): (&str, &str), options: &Options, runs: &[Vec<Run>; 2],
         memory_above: None,
     };
     Outcome {
-        name: name.to_owned(),
-        about: about.to_owned(),
+        name: whole.name.to_owned(),
+        about: whole.about.to_owned(),
         commit: options.commit.clone(),
         steps: 1,
         rounds: runs[0].len().max(runs[1].len()),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
+use crate::process::Owned;
 use crate::protocol::{Answer, Ask, Hello, Loaded, Ran, Task, Work};
 
 /// How long is waited for an answer, or for the end of a whole program. Loading, a turn of the largest case and the small
@@ -36,7 +37,7 @@ impl Programs {
     pub(crate) fn command(&self, ours: bool, task: Task) -> Result<Command> {
         let mut command = if ours {
             let mut command = Command::new(&self.ours);
-            // As `unsay run` has it.
+            // As `unsay run` and `unsay chat` have it.
             command.arg("worker").envs(unsay_model::memory::settings());
             command
         } else {
@@ -66,11 +67,11 @@ impl Programs {
     }
 }
 
-/// A running worker; ended when it is dropped.
+/// A running worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
     name: String,
-    child: Child,
+    child: Owned,
     input: ChildStdin,
     /// Its lines, read by a thread of their own so that waiting for one can end.
     lines: Receiver<io::Result<String>>,
@@ -88,11 +89,12 @@ impl Worker {
         let file = std::fs::File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
         let what = command.get_program().to_string_lossy().into_owned();
-        let mut child = command
+        let child = command
             .spawn()
             .with_context(|| format!("cannot start `{what}` (`just bench-peers` makes the Python environment)"))?;
-        let input = child.stdin.take().context("a worker without input")?;
-        let output = BufReader::new(child.stdout.take().context("a worker without output")?);
+        let mut child = Owned(child);
+        let input = child.0.stdin.take().context("a worker without input")?;
+        let output = BufReader::new(child.0.stdout.take().context("a worker without output")?);
         // One line ahead, so that a worker that never stops fills no memory. Ends with its output, or when nobody listens.
         let (hear, lines) = sync_channel(1);
         thread::spawn(move || output.lines().try_for_each(|line| hear.send(line)));
@@ -137,7 +139,7 @@ impl Worker {
     /// Tells it to end and waits.
     pub(crate) fn quit(mut self) -> Result<()> {
         self.say(&Ask::Quit)?;
-        let Some(status) = ended_within(&mut self.child, self.patience)? else {
+        let Some(status) = ended_within(&mut self.child.0, self.patience)? else {
             return Err(self.hangs("no end"));
         };
         if !status.success() {
@@ -174,13 +176,13 @@ impl Worker {
 
     /// Ends a worker that was waited for in vain.
     fn hangs(&mut self, what: &str) -> Error {
-        self.end();
+        self.child.end();
         self.error(&format!("{what} within {} s, ended", self.patience.as_secs()))
     }
 
     /// An error with how the worker ended, where it has or is about to, and what it wrote last.
     fn ended(&mut self, why: &str) -> Error {
-        let status = ended_within(&mut self.child, Duration::from_secs(1)).ok().flatten();
+        let status = ended_within(&mut self.child.0, Duration::from_secs(1)).ok().flatten();
         match status.filter(|status| !status.success()) {
             Some(status) => self.error(&format!("{why} ({status})")),
             None => self.error(why),
@@ -195,19 +197,6 @@ impl Worker {
             text.push_str(&format!("\nwhat it wrote last:\n{last}"));
         }
         anyhow!(text)
-    }
-
-    /// Ends it, whatever it does, and waits for that.
-    fn end(&mut self) {
-        // One that has ended already is an error that says so.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
@@ -320,7 +309,7 @@ mod tests {
                 let mut worker = worker.unwrap();
                 worker.patience = soon;
                 let error = worker.run(1).unwrap_err();
-                let process = format!("/proc/{}", worker.child.id());
+                let process = format!("/proc/{}", worker.child.0.id());
                 assert!(!Path::new(&process).exists(), "it was ended and waited for");
                 error
             } else {
@@ -342,7 +331,7 @@ mod tests {
         command.args(["-c", &format!("echo '{HELLO}'; exec sleep 1000")]);
         let mut worker = Worker::start("theirs", command, &folder.path().join("log"), PATIENCE).unwrap();
         worker.patience = Duration::from_millis(200);
-        let process = format!("/proc/{}", worker.child.id());
+        let process = format!("/proc/{}", worker.child.0.id());
         let error = worker.quit().unwrap_err().to_string();
         assert!(error.starts_with("worker theirs: no end within 0 s, ended"), "{error}");
         assert!(!Path::new(&process).exists());

@@ -141,6 +141,15 @@ impl Gate {
         Ok(names.into_iter().filter(kept).collect())
     }
 
+    /// The paths whose instructions are looked at. Those of libtorch are proven by their time, which takes seconds where
+    /// counting takes minutes.
+    fn counted(&self) -> Paths {
+        match self.prove {
+            Some(_) => Paths::CountedAlone,
+            None => Paths::Counted,
+        }
+    }
+
     /// Whether nothing got slower.
     fn run(&self) -> Result<bool> {
         let program = std::env::current_exe()?;
@@ -150,8 +159,12 @@ impl Gate {
                 "no path with `{part}` in its name is timed: libtorch works in none of them; hint: leave out `--times`"
             );
         }
-        if self.counts && self.names(Paths::Counted)?.is_empty() {
-            bail!("no path with `{part}` in its name is counted: valgrind has no bf16; hint: leave out `--counts`");
+        if self.counts && self.names(self.counted())?.is_empty() {
+            let why = match self.prove {
+                Some(_) => "proven by its count: libtorch works in all of them",
+                None => "counted: valgrind has no bf16",
+            };
+            bail!("no path with `{part}` in its name is {why}; hint: leave out `--counts`");
         }
         if let Some(revision) = &self.against {
             return self.against(revision, &program);
@@ -205,11 +218,7 @@ impl Gate {
                 "the counts of the baseline were made with {made:?}, here are {tools:?}; hint: compare with a commit by `--against`, or `--renew`"
             );
         }
-        // The paths of libtorch are proven by their time, which takes seconds where counting takes minutes.
-        let names = self.names(match self.prove {
-            Some(_) => Paths::CountedAlone,
-            None => Paths::Counted,
-        })?;
+        let names = self.names(self.counted())?;
         if names.is_empty() {
             return Ok(true);
         }
@@ -278,8 +287,13 @@ impl Gate {
             bail!("`{revision}` has none of these paths");
         }
         let counts = || -> Result<bool> {
+            // What the baseline knows to vary varies between commits, too.
+            let tolerances = Baseline::read()?.counts.figures;
             let figure = |one: Measured| {
-                let (value, tolerance) = (one.value, COUNT_TOLERANCE);
+                let tolerance = tolerances
+                    .get(&one.name)
+                    .map_or(COUNT_TOLERANCE, |known| known.tolerance);
+                let value = one.value;
                 (one.name, Figure { value, tolerance })
             };
             let names = known(Paths::Counted)?;

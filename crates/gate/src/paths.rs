@@ -70,7 +70,7 @@ pub(crate) fn all() -> Vec<GuardedPath> {
     let lists = [
         (&rust[..], Figures::Counts),
         (&libtorch[..], Figures::Both),
-        (&[&train::TIMED[..]], Figures::Times),
+        (&[&model::TIMED[..], &train::TIMED[..]], Figures::Times),
     ];
     let path = |figures| move |&(name, make): &(&'static str, Make)| GuardedPath { name, make, figures };
     lists

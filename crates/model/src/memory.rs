@@ -8,12 +8,14 @@ const ALLOCATOR: &str = "GLIBC_TUNABLES";
 /// step begins with pages that the system has to clear.
 const KEPT_PAGES: &str = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776";
 
-/// Where oneDNN, and ideep, through which libtorch calls it, read how many programs they keep, each for itself.
-const PROGRAMS: [&str; 2] = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"];
+/// Where oneDNN reads how many programs it keeps for all threads.
+const PROGRAMS: &str = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+/// Where ideep, through which libtorch calls oneDNN, reads how many it keeps for each thread.
+const OWN_PROGRAMS: &str = "LRU_CACHE_CAPACITY";
 
 /// oneDNN compiles a program for each shape of a product, and both keep 1024 of them, with what they need to work in. A
 /// training step has some 15; those of the shapes of earlier batches only take memory.
-const KEPT_PROGRAMS: &str = "32";
+const KEPT_PROGRAMS: usize = 32;
 
 /// Says that a program was started anew already. Newer versions of glibc take [`ALLOCATOR`] out of the environment of programs
 /// with the rights of another user or with capabilities of their own, which would otherwise start anew for ever.
@@ -24,15 +26,19 @@ const RESTARTED: &str = "UNSAY_RESTARTED";
 /// the allocator's where there is no glibc.
 ///
 /// For whoever starts a process; this one is restarted by [`restart_with_settings`].
-pub fn settings() -> Vec<(&'static str, &'static str)> {
+pub fn settings() -> Vec<(&'static str, String)> {
     let glibc = cfg!(all(target_os = "linux", target_env = "gnu"));
-    let programs = PROGRAMS.map(|name| (name, KEPT_PROGRAMS, true));
-    [(ALLOCATOR, KEPT_PAGES, glibc)]
-        .into_iter()
-        .chain(programs)
-        .filter(|&(name, _, applies)| applies && std::env::var_os(name).is_none())
-        .map(|(name, value, _)| (name, value))
-        .collect()
+    // As many trainings run side by side.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    [
+        (ALLOCATOR, KEPT_PAGES.to_owned(), glibc),
+        (PROGRAMS, (KEPT_PROGRAMS * cores).to_string(), true),
+        (OWN_PROGRAMS, KEPT_PROGRAMS.to_string(), true),
+    ]
+    .into_iter()
+    .filter(|&(name, _, applies)| applies && std::env::var_os(name).is_none())
+    .map(|(name, value, _)| (name, value))
+    .collect()
 }
 
 /// Whether that is not a program but the loader (`ld-linux-x86-64.so.2 unsay run …`), to which the arguments would be others.

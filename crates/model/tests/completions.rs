@@ -10,7 +10,9 @@ use common::{architectures, config, decoder, random, random_ids};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor, no_grad};
-use unsay_model::{Beam, Config, Decoder, EarlyStopping, Generated, Generation, LoraConfig, Sampling, TargetModules};
+use unsay_model::{
+    Beam, Config, Decoder, EarlyStopping, Engine, Generated, Generation, LoraConfig, Precision, Sampling, TargetModules,
+};
 
 const ENDS: [u32; 2] = [3, 8];
 /// Positions of the models.
@@ -19,6 +21,11 @@ const NEW: usize = 7;
 
 /// Every architecture with few positions, as it is and with an adapter on every linear map.
 fn models() -> Vec<(String, Decoder)> {
+    models_of(Kind::Double, |config| config)
+}
+
+/// The same in a kind and of sizes.
+fn models_of(kind: Kind, sized: fn(Config) -> Config) -> Vec<(String, Decoder)> {
     tch::set_num_threads(1);
     let settings = LoraConfig {
         r: 2,
@@ -33,9 +40,9 @@ fn models() -> Vec<(String, Decoder)> {
             let config = Config {
                 max_position_embeddings: LONGEST,
                 initializer_range: 0.25,
-                ..config.clone()
+                ..sized(config.clone())
             };
-            let mut model = decoder(&config, 20 + i as u64, Kind::Double);
+            let mut model = decoder(&config, 20 + i as u64, kind);
             if adapted {
                 model.add_lora(&settings, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
                 for (seed, param) in (30..).zip(model.params().trainable()) {
@@ -126,6 +133,41 @@ fn plain(model: &Decoder, prompt: &[u32], sampling: &Sampling, which: usize) -> 
         ids.push(chosen);
     }
     (ids, false)
+}
+
+/// An engine that is kept has weights of its own for a single row, of maps that are wide enough, and in bf16 states in f32.
+#[test]
+fn a_kept_engine_says_of_a_single_prompt_what_recomputation_says() {
+    let wide = |config| Config {
+        hidden_size: 64,
+        head_dim: 16,
+        intermediate_size: 96,
+        ..config
+    };
+    let sampling = Sampling {
+        top_k: Some(6),
+        ..Sampling::new(NEW)
+    };
+    let bf16 = Precision::Bf16 { even_if_slower: true };
+    // bf16 states are rounded in recomputation alone.
+    for (precision, most, mean) in [(Precision::default(), 1e-4, 1e-5), (bf16, 0.2, 0.02)] {
+        let (mut compared, mut sum) = (0, 0.0);
+        for (name, model) in models_of(Kind::Float, wide) {
+            let model = model.with_precision(precision).unwrap();
+            let engine = Engine::new(&model).unwrap();
+            for prompt in prompts() {
+                let request = Generation::on(&engine, &sampling, &ENDS);
+                let found = request.draws(&mut uniform).run(&[prompt.clone()]).unwrap().remove(0);
+                for (n, (id, logp)) in found.ids.iter().zip(&found.logps).enumerate() {
+                    let expected = next(&model, &[&prompt, &found.ids[..n]].concat())[*id as usize];
+                    let error = (expected - f64::from(*logp)).abs();
+                    assert!(error < most, "{name} {precision:?}: {expected} {logp}");
+                    (compared, sum) = (compared + 1, sum + error);
+                }
+            }
+        }
+        assert!(compared > 500 && sum / f64::from(compared) < mean, "{compared} {sum}");
+    }
 }
 
 #[test]

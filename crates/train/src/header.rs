@@ -23,7 +23,7 @@ use crate::objective::micro_batches;
 /// No header is longer: it holds a few hashes and numbers.
 const LONGEST: u64 = 1 << 16;
 
-/// So many tokens, padding included, go through the model at once while a file is made.
+/// So many tokens go through the model at once while a file is made, if all samples were as long as the longest.
 const PASS_TOKENS: usize = 1 << 12;
 
 /// Which of some samples go through the model together while a file is made.

@@ -1,4 +1,4 @@
-//! Generation: the engine that rollouts and evaluation use.
+//! Generation: an engine that is kept, as `unsay chat` has it.
 
 use anyhow::Result;
 use rand::Rng;

@@ -26,6 +26,7 @@ const SIGN: &str = "> ";
 
 /// Talks until the user leaves or the input ends.
 pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
+    unsay_model::memory::restart_with_settings();
     let place = match Named::find(&args.what)? {
         Named::Model(place) => place,
         Named::Manifest(file) => {

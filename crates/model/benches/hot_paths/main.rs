@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 fn all(criterion: &mut Criterion) {
     tch::set_num_threads(1);
-    for (name, make) in workloads::WORKLOADS {
+    for &(name, make) in workloads::WORKLOADS.iter().chain(&workloads::TIMED) {
         let mut work = make();
         criterion.bench_function(name, |bencher| bencher.iter(&mut work));
     }

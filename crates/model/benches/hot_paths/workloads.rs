@@ -7,7 +7,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 use unsay_model::{
-    Beam, Config, Decoder, DirectorForm, DirectorHead, EarlyStopping, Generation, Sampling, Size, logps,
+    Beam, Config, Decoder, DirectorForm, DirectorHead, EarlyStopping, Engine, Generation, Precision, Sampling, Size,
+    logps,
 };
 
 /// A work that can be done again and again.
@@ -16,8 +17,8 @@ pub(crate) type Work = Box<dyn FnMut()>;
 /// Makes what a work needs.
 pub(crate) type Make = fn() -> Work;
 
-/// Every work, by name: examples and tokens of each; of beams, prompts, beams and tokens of each.
-pub(crate) const WORKLOADS: [(&str, Make); 8] = [
+/// Every work, by name: examples and tokens of each; of beams, prompts, beams and tokens of each. Beside them [`TIMED`].
+pub(crate) const WORKLOADS: [(&str, Make); 9] = [
     ("model/forward/8x32", forward),
     ("model/forward_backward/8x32", forward_backward),
     ("model/logps/8x32", log_probs),
@@ -25,9 +26,16 @@ pub(crate) const WORKLOADS: [(&str, Make); 8] = [
     ("model/generate/8x8", || generation(8, 8)),
     // Of short completions most is laying the model out; here most is tokens.
     ("model/generate/8x48", || generation(8, 48)),
+    // A single row has weights of its own in an engine that is kept.
+    ("model/generate_kept/1x48", || kept(Precision::default())),
     ("model/generate_guided/8x8", guided),
     ("model/beam/2x4x16", beams),
 ];
+
+/// Works whose instructions say nothing: valgrind shows no processor with bf16, where libtorch takes other kernels.
+pub(crate) const TIMED: [(&str, Make); 1] = [("model/generate_kept_bf16/1x48", || {
+    kept(Precision::Bf16 { even_if_slower: true })
+})];
 
 const VOCAB: usize = 512;
 
@@ -95,7 +103,18 @@ fn generation(n: usize, new_tokens: usize) -> Work {
     })
 }
 
-/// The same where DIRECTOR's second head has its say at every token.
+/// Completions of one prompt, request after request, by an engine that is laid out beforehand.
+fn kept(precision: Precision) -> Work {
+    let engine = Engine::taking(model().with_precision(precision).unwrap()).unwrap();
+    let (prompts, sampling) = (prompts(1), drawn(48));
+    Box::new(move || {
+        let mut draw = |_, step: usize| (step * 17 % 97) as f32 / 97.0;
+        let generation = Generation::on(&engine, &sampling, &[3]).draws(&mut draw);
+        black_box(generation.run(&prompts).unwrap());
+    })
+}
+
+/// Completions where DIRECTOR's second head has its say at every token.
 fn guided() -> Work {
     let (model, prompts, sampling) = (model(), prompts(8), drawn(8));
     let head = DirectorHead::init(DirectorForm::Own {}, &model, &mut ChaCha8Rng::seed_from_u64(2)).unwrap();

@@ -84,7 +84,8 @@ struct Layer {
 
 impl Engine<'static> {
     /// Lays a decoder out that is wanted for nothing else. Its blocks are freed one by one as their copies are made, so that
-    /// the weights hardly take more memory than in the decoder.
+    /// the weights of a large model hardly take more memory than in the decoder; one of up to 2²⁴ numbers has those of a
+    /// single row beside them, as in [`new`](Self::new).
     ///
     /// **Errors**: those of libtorch, such as too little memory.
     pub fn taking(decoder: Decoder) -> Result<Self> {
@@ -247,8 +248,8 @@ impl<'a> Engine<'a> {
         self.trunk.trunk()
     }
 
-    /// Ids [N, T] → all blocks [N·T, D], with states of `kind` between them. `attend` is handed the block's number, turned queries [N, T, H, d], and turned
-    /// keys before values [N, T, 2G, d].
+    /// Ids [N, T] → all blocks [N·T, D], with states of `kind` between them. `attend` is handed the block's number, turned
+    /// queries [N, T, H, d], and turned keys before values [N, T, 2G, d].
     fn run(
         &self,
         ids: &Tensor,

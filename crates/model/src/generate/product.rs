@@ -21,6 +21,8 @@ const LARGEST_COPY: usize = 1 << 23;
 
 /// The widest row of a table that [`Sums`] adds up without writing in between.
 const WIDEST: i64 = 384;
+/// The narrowest that pays: each row costs as much again as so many numbers.
+const NARROWEST: i64 = 32;
 
 /// How products are made.
 #[derive(Debug, Default, Clone)]
@@ -180,7 +182,7 @@ impl Sums {
         let (n_out, n_in) = weight.size2()?;
         // An even number of parts of equal width.
         let fits = |n: &i64| n_out % n == 0 && n_out / n <= WIDEST;
-        let Some(parts) = (2..=n_out).step_by(2).find(fits) else {
+        let Some(parts) = (2..=n_out / NARROWEST).step_by(2).find(fits) else {
             return Ok(None);
         };
         let (width, options) = (n_out / parts, (Kind::Int64, weight.device()));
@@ -231,7 +233,7 @@ mod tests {
                 one_row: true,
                 halves: find(Form::Halves),
             };
-            for (n_in, n_out) in [(24, 40), (8, 2), (20, 1032)] {
+            for (n_in, n_out) in [(24, 80), (8, 64), (20, 1032)] {
                 let numbers = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu)).sin();
                 let weight = numbers(n_out * n_in).view([n_out, n_in]).to_kind(kind);
                 // Of numbers that bf16 has.
@@ -253,6 +255,16 @@ mod tests {
             }
         }
         assert!(compared >= 3);
+    }
+
+    /// A feed-forward width of 683, joined, and a vocabulary of 32002 are twice a prime: their rows would be of one number.
+    #[test]
+    fn outputs_that_make_no_parts_of_some_width_have_no_table() {
+        let _guard = tch::no_grad_guard();
+        for (n_out, parts) in [(1366, None), (32002, None), (62, None), (64, Some(2)), (1376, Some(4))] {
+            let found = Sums::of(&Tensor::zeros([n_out, 1], (Kind::Float, Device::Cpu))).unwrap();
+            assert_eq!(found.map(|sums| sums.parts), parts, "{n_out}");
+        }
     }
 
     /// What f16 cannot hold is left to the product of several rows.
