@@ -157,7 +157,11 @@ fn a_kept_engine_says_of_a_single_prompt_what_recomputation_says() {
             let engine = Engine::new(&model).unwrap();
             for prompt in prompts() {
                 let request = Generation::on(&engine, &sampling, &ENDS);
-                let found = request.draws(&mut uniform).run(&[prompt.clone()]).unwrap().remove(0);
+                let found = request
+                    .draws(&mut uniform)
+                    .run(std::slice::from_ref(&prompt))
+                    .unwrap()
+                    .remove(0);
                 for (n, (id, logp)) in found.ids.iter().zip(&found.logps).enumerate() {
                     let expected = next(&model, &[&prompt, &found.ids[..n]].concat())[*id as usize];
                     let error = (expected - f64::from(*logp)).abs();
