@@ -292,11 +292,8 @@ fn an_engine_serves_several_requests() {
             assert_eq!(found.len(), expected.len());
             for (found, expected) in found.iter().zip(&expected) {
                 assert_eq!(found.ids, expected.ids, "{kind:?}");
-                let pairs = found.logps.iter().zip(&expected.logps);
-                assert!(
-                    pairs.fold(true, |near, (a, b)| near && (a - b).abs() < 1e-5),
-                    "{kind:?}"
-                );
+                let mut pairs = found.logps.iter().zip(&expected.logps);
+                assert!(pairs.all(|(a, b)| (a - b).abs() < 1e-5), "{kind:?}");
             }
         }
     }
