@@ -8,7 +8,7 @@ use crate::outcome::{Check, Cost, Outcome, Ratio};
 use crate::results::{Environment, Results};
 use crate::statistics::Median;
 
-/// Characters of a reason on the page; `peers.json` has all of it.
+/// Characters of a reason on the page; `peers.json` has its whole first line, the run itself printed all of it.
 const LONGEST_REASON: usize = 160;
 
 /// The page.

@@ -23,6 +23,7 @@ const ROUNDS: usize = 60;
 
 /// Memory is kept. Otherwise glibc hands large blocks back at every call or at none, as it happens in a process: the reference
 /// took 460 microseconds in 37 of 40 processes and 340 in three, and one of these made every path slower.
+/// Huge pages, which a run asks for as well, are not asked for: the kernel has some at one time and none at another.
 const KEPT_MEMORY: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",

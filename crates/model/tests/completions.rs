@@ -143,7 +143,23 @@ fn plain(model: &Decoder, prompt: &[u32], sampling: &Sampling, which: usize) -> 
     (ids, false)
 }
 
-/// An engine that is kept has weights of its own for a single row, of maps that are wide enough, and in bf16 states in f32.
+/// How far the log-probs of completions are from recomputation by `plain`, each prompt being a request of its own: the sum, the
+/// largest and how many.
+fn errors(plain: &Decoder, complete: impl Fn(&[Vec<u32>]) -> Vec<Generated>) -> (f64, f64, u32) {
+    let (mut sum, mut most, mut n) = (0.0, 0.0_f64, 0);
+    for prompt in prompts() {
+        let found = complete(std::slice::from_ref(&prompt)).remove(0);
+        for (at, (id, logp)) in found.ids.iter().zip(&found.logps).enumerate() {
+            let expected = next(plain, &[&prompt, &found.ids[..at]].concat())[*id as usize];
+            let error = (expected - f64::from(*logp)).abs();
+            (sum, most, n) = (sum + error, most.max(error), n + 1);
+        }
+    }
+    (sum, most, n)
+}
+
+/// An engine that is kept has weights of its own for requests of one row, of maps that are wide enough, and in bf16 states in
+/// f32. Its errors are those of rounding: in bf16 less than those of an engine that is made for a request and rounds all states.
 #[test]
 fn a_kept_engine_says_of_a_single_prompt_what_recomputation_says() {
     let wide = |config| Config {
@@ -157,29 +173,30 @@ fn a_kept_engine_says_of_a_single_prompt_what_recomputation_says() {
         ..Sampling::new(NEW)
     };
     let bf16 = Precision::Bf16 { even_if_slower: true };
-    // In bf16 the states of prompts, final states and logits are rounded.
-    for (precision, most, mean) in [(Precision::default(), 1e-4, 1e-5), (bf16, 0.3, 0.03)] {
-        let (mut compared, mut sum) = (0, 0.0);
+    for precision in [Precision::default(), bf16] {
+        let (mut of_kept, mut of_made, mut compared) = (0.0, 0.0, 0);
         let same = models_of(Kind::Float, wide);
         for ((name, plain), (_, model)) in models_of(Kind::Double, wide).into_iter().zip(same) {
             let model = model.with_precision(precision).unwrap();
             let engine = Engine::new(&model).unwrap();
-            for prompt in prompts() {
+            let (kept, most, n) = errors(&plain, |prompts| {
                 let request = Generation::on(&engine, &sampling, &ENDS);
-                let found = request
-                    .draws(&mut uniform)
-                    .run(std::slice::from_ref(&prompt))
-                    .unwrap()
-                    .remove(0);
-                for (n, (id, logp)) in found.ids.iter().zip(&found.logps).enumerate() {
-                    let expected = next(&plain, &[&prompt, &found.ids[..n]].concat())[*id as usize];
-                    let error = (expected - f64::from(*logp)).abs();
-                    assert!(error < most, "{name} {precision:?}: {expected} {logp}");
-                    (compared, sum) = (compared + 1, sum + error);
-                }
+                request.draws(&mut uniform).run(prompts).unwrap()
+            });
+            let (made, ..) = errors(&plain, |prompts| complete(&model, prompts, &sampling, 1));
+            if precision == Precision::default() {
+                assert!(
+                    most < 1e-4 && kept / f64::from(n) < 1e-5,
+                    "{name}: {most}, {kept} of {n}"
+                );
             }
+            (of_kept, of_made, compared) = (of_kept + kept, of_made + made, compared + n);
         }
-        assert!(compared > 500 && sum / f64::from(compared) < mean, "{compared} {sum}");
+        assert!(compared > 500, "{compared}");
+        if precision == bf16 {
+            // Equal where the processor does not multiply bf16.
+            assert!(of_kept <= of_made, "{of_kept} beside {of_made}");
+        }
     }
 }
 

@@ -188,7 +188,7 @@ impl<'a> Search<'a> {
     /// Takes one token per beam. Returns for each row whose continuation it holds now, and the token.
     fn choose(&mut self, request: &mut Generation<'_>) -> Result<(Vec<usize>, Vec<i64>)> {
         let size = self.beam.size;
-        let scores = request.scores(self.engine, &self.states)?;
+        let scores = request.scores(self.engine, &self.states, self.slots.alone())?;
         let (rows, vocab) = scores.size2()?;
         let logps = scores.f_log_softmax(-1, None::<Kind>)?;
         let mut bans = Bans::default();

@@ -203,7 +203,7 @@ impl<'a> Engine<'a> {
         let (n, t) = ids.size2()?;
         let place = trunk.positions.first(t as usize)?;
         let sights = trunk.sights(None, t as usize, self.attention)?;
-        let x = self.run(ids, place, trunk.kind()?, |layer, q, kv| {
+        let x = self.run(ids, place, false, |layer, q, kv| {
             slots.insert(layer, kv, owners, rows)?;
             let (k, v) = (
                 kv.f_narrow(2, 0, self.kv_heads)?,
@@ -220,10 +220,7 @@ impl<'a> Engine<'a> {
     pub(super) fn step(&self, ids: &Tensor, slots: &mut Slots, turn: &Turn) -> Result<Tensor> {
         let trunk = self.trunk();
         let place = trunk.positions.at(&turn.position, turn.longest())?;
-        let own = trunk.kind()?;
-        let alone = ids.size()[0] == 1 && slots.together();
-        let kind = self.of_one_row.filter(|_| alone).unwrap_or(own);
-        let x = self.run(ids, place, kind, |layer, q, kv| {
+        let x = self.run(ids, place, slots.alone(), |layer, q, kv| {
             slots.write(layer, kv, turn)?;
             let seen = match &turn.near {
                 Some(near) if trunk.window(layer).is_some() => near,
@@ -239,22 +236,22 @@ impl<'a> Engine<'a> {
         Ok(self.norm.forward(x)?.f_to_kind(self.trunk().kind()?)?)
     }
 
-    /// States [N, D] → logits [N, V], in f32 or wider.
-    pub(super) fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        wide(self.head.apply(states)?)
+    /// States [N, D] → logits [N, V], in f32 or wider. `alone`: of a request of one row.
+    pub(super) fn logits(&self, states: &Tensor, alone: bool) -> Result<Tensor> {
+        wide(self.head.apply(states, alone)?)
     }
 
     pub(super) fn trunk(&self) -> &Trunk {
         self.trunk.trunk()
     }
 
-    /// Ids [N, T] → all blocks [N·T, D], with states of `kind` between them. `attend` is handed the block's number, turned
-    /// queries [N, T, H, d], and turned keys before values [N, T, 2G, d].
+    /// Ids [N, T] → all blocks [N·T, D]. `alone`: one token of a request of one row. `attend` is handed the block's number,
+    /// turned queries [N, T, H, d], and turned keys before values [N, T, 2G, d].
     fn run(
         &self,
         ids: &Tensor,
         place: Place,
-        kind: Kind,
+        alone: bool,
         mut attend: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let trunk = self.trunk();
@@ -264,10 +261,11 @@ impl<'a> Engine<'a> {
             true => place,
             false => place.with_angles_of(self.attention)?,
         };
+        let kind = self.of_one_row.filter(|_| alone).unwrap_or(x.f_kind()?);
         let mut x = x.f_view([n * t, -1])?.f_to_kind(kind)?;
         let heads = self.heads + 2 * self.kv_heads;
         for (i, layer) in self.layers.iter().enumerate() {
-            let qkv = layer.qkv.apply(&layer.before_attention.forward(&x)?)?;
+            let qkv = layer.qkv.apply(&layer.before_attention.forward(&x)?, alone)?;
             let qkv = qkv.f_to_kind(self.attention)?.f_view([n, t, heads, self.head_dim])?;
             place.turn_in_place(&qkv.f_narrow(2, 0, self.heads + self.kv_heads)?)?;
             let (q, kv) = (
@@ -275,8 +273,9 @@ impl<'a> Engine<'a> {
                 qkv.f_narrow(2, self.heads, 2 * self.kv_heads)?,
             );
             let seen = attend(i, &q, &kv)?.f_view([n * t, -1])?.f_to_kind(kind)?;
-            x = x.f_add(&layer.out.apply(&seen)?)?;
-            x = x.f_add(&layer.down.apply(&layer.inner(&layer.before_mlp.forward(&x)?)?)?)?;
+            x = x.f_add(&layer.out.apply(&seen, alone)?)?;
+            let inner = layer.inner(&layer.before_mlp.forward(&x)?, alone)?;
+            x = x.f_add(&layer.down.apply(&inner, alone)?)?;
         }
         Ok(x)
     }
@@ -336,8 +335,8 @@ impl Layer {
     }
 
     /// x [N, D] → [N, F].
-    fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.inner.apply(x)?;
+    fn inner(&self, x: &Tensor, alone: bool) -> Result<Tensor> {
+        let both = self.inner.apply(x, alone)?;
         if !self.gated {
             return self.activation.apply(&both);
         }

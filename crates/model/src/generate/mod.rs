@@ -277,9 +277,9 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The scores [R, V] to choose by, given final states [R, D].
-    fn scores(&self, engine: &Engine<'_>, states: &Tensor) -> Result<Tensor> {
-        let logits = engine.logits(states)?;
+    /// The scores [R, V] to choose by, given final states [R, D]. `alone`: of a request of one row.
+    fn scores(&self, engine: &Engine<'_>, states: &Tensor, alone: bool) -> Result<Tensor> {
+        let logits = engine.logits(states, alone)?;
         let Some(guide) = self.guide else {
             return Ok(logits);
         };

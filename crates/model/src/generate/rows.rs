@@ -192,7 +192,7 @@ impl<'a> Rows<'a> {
             if let Some(last) = &last {
                 self.step(last)?;
             }
-            let scores = request.scores(self.engine, &self.states)?;
+            let scores = request.scores(self.engine, &self.states, self.slots.alone())?;
             let (bans, uniforms) = self.limits(request, ahead)?;
             let uniforms = Tensor::f_from_slice(&uniforms)?.f_to(scores.device())?;
             let (chosen, logp) = choose(&scores, request.sampling, &bans, &uniforms)?;

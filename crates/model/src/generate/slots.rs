@@ -100,9 +100,10 @@ impl Slots {
         self.layers[layer].insert(kv, (owners, rows), self.shape)
     }
 
-    /// Whether keys and values lie together.
-    pub(super) fn together(&self) -> bool {
-        self.meeting.is_none()
+    /// Whether they are of a request of one row, which stays so until it ends. The last row that is left of several is not: it
+    /// goes on as it began.
+    pub(super) fn alone(&self) -> bool {
+        self.filled.len() == 1 && self.meeting.is_none()
     }
 
     /// How many tokens the longest row has keys of.
