@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::baseline::Figure;
-use crate::times::{Shortest, beside_reference};
+use crate::times::beside_reference;
 use crate::verdict::{Meaning, Verdict};
 use crate::{Measured, counts};
 
@@ -20,28 +20,28 @@ pub(crate) const TIME_TOLERANCE: f64 = 0.05;
 const TRIES: usize = 6;
 
 /// Measures the time of each path beside what it is compared with, and those beyond their tolerance again, up to [`TRIES`]
-/// times in all. The shortest calls of all tries count.
+/// times in all. The smallest ratio counts.
 ///
 /// # Errors
 /// When a measuring process ends badly.
 pub(crate) fn times(
     names: &[&str],
     expected: &dyn Fn(&str) -> Figure,
-    measure: &dyn Fn(&str) -> Result<Shortest>,
+    measure: &dyn Fn(&str) -> Result<f64>,
 ) -> Result<Vec<Verdict>> {
     let mut all = names
         .iter()
         .map(|name| {
-            let shortest = measure(name)?;
-            Ok((shortest, Verdict::of(name, shortest.ratio(), expected(name))))
+            let ratio = measure(name)?;
+            Ok((ratio, Verdict::of(name, ratio, expected(name))))
         })
-        .collect::<Result<Vec<(Shortest, Verdict)>>>()?;
+        .collect::<Result<Vec<(f64, Verdict)>>>()?;
     for _ in 1..TRIES {
         // All others come in between, so that a disturbance has time to pass.
-        for (name, (shortest, verdict)) in names.iter().zip(&mut all) {
+        for (name, (least, verdict)) in names.iter().zip(&mut all) {
             if verdict.meaning != Meaning::Same {
-                *shortest = shortest.and(measure(name)?);
-                *verdict = Verdict::of(name, shortest.ratio(), expected(name));
+                *least = least.min(measure(name)?);
+                *verdict = Verdict::of(name, *least, expected(name));
             }
         }
     }
@@ -63,20 +63,20 @@ pub(crate) fn counts(
     Ok(runs.iter().map(|run| run.iter().map(verdict).collect()).collect())
 }
 
-/// The ratio of each path to the reference over several processes: what a baseline holds.
+/// The smallest ratio of each path to the reference in several processes: what a baseline holds.
 ///
 /// # Errors
 /// When a measuring process ends badly.
 pub(crate) fn ratios(program: &Path, names: &[&str]) -> Result<Vec<Measured>> {
-    let mut all = vec![Shortest::NONE; names.len()];
+    let mut all = vec![f64::INFINITY; names.len()];
     for _ in 0..TRIES {
-        for (name, shortest) in names.iter().zip(&mut all) {
-            *shortest = shortest.and(beside_reference(program, name, &[])?);
+        for (name, least) in names.iter().zip(&mut all) {
+            *least = least.min(beside_reference(program, name, &[])?);
         }
     }
-    let measured = names.iter().zip(all).map(|(name, shortest)| Measured {
+    let measured = names.iter().zip(all).map(|(name, value)| Measured {
         name: (*name).to_owned(),
-        value: shortest.ratio(),
+        value,
     });
     Ok(measured.collect())
 }
@@ -87,17 +87,12 @@ mod tests {
 
     use super::*;
 
-    /// The verdict after measuring such times of the path, and how many of them were not asked for.
-    fn verdict(paths: &[f64]) -> (Verdict, usize) {
-        let left = RefCell::new(paths.iter());
-        let measure = |_: &str| {
-            Ok(Shortest {
-                path: *left.borrow_mut().next().unwrap(),
-                other: 2.0,
-            })
-        };
+    /// The verdict after measuring such ratios, and how many of them were not asked for.
+    fn verdict(ratios: &[f64]) -> (Verdict, usize) {
+        let left = RefCell::new(ratios.iter());
+        let measure = |_: &str| Ok(*left.borrow_mut().next().unwrap());
         let expected = |_: &str| Figure {
-            value: 0.5,
+            value: 1.0,
             tolerance: 0.05,
         };
         let verdicts = times(&["a"], &expected, &measure).unwrap();

@@ -1,7 +1,7 @@
 //! Time of a path beside that of a reference in the same process, or of the same path in another program, by turns.
 //!
-//! What counts is the shortest of many single calls, in processor time of the thread that works: a call cannot be faster than
-//! the machine lets it, while whatever else runs there makes some calls slower, and not all paths by the same share.
+//! What counts are the shortest of the single calls in a turn, in processor time of the thread that works: a call cannot be
+//! faster than the machine lets it, while whatever else runs there makes some calls slower, and not all paths by the same share.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -111,66 +111,42 @@ impl Process {
     }
 }
 
-/// The shortest calls that were seen so far, in nanoseconds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shortest {
-    /// Of the path.
-    pub(crate) path: f64,
-    /// Of what it is compared with.
-    pub(crate) other: f64,
+/// How many times as long the path takes as what it is compared with, given both their shortest calls in turns that follow
+/// each other: the tenth of all turns. Turns are neighbours, so a minute in which the processor is faster makes both shorter;
+/// a disturbance makes most ratios larger and few smaller.
+fn ratio(mut turns: Vec<[f64; 2]>) -> f64 {
+    let at = turns.len() / 10;
+    let of = |[other, path]: &[f64; 2]| path / other;
+    let (_, tenth, _) = turns.select_nth_unstable_by(at, |a, b| of(a).total_cmp(&of(b)));
+    of(tenth)
 }
 
-impl Shortest {
-    /// Before anything is measured.
-    pub(crate) const NONE: Self = Shortest {
-        path: f64::INFINITY,
-        other: f64::INFINITY,
-    };
-
-    /// With what was seen another time.
-    pub(crate) fn and(self, again: Self) -> Self {
-        Shortest {
-            path: self.path.min(again.path),
-            other: self.other.min(again.other),
-        }
-    }
-
-    /// How many times as long the path takes.
-    pub(crate) fn ratio(self) -> f64 {
-        self.path / self.other
-    }
-}
-
-/// The path beside the reference.
+/// How many times as long the path takes as the reference.
 ///
 /// # Errors
 /// When the measuring process ends badly.
-pub(crate) fn beside_reference(program: &Path, name: &str, planted: &[&str]) -> Result<Shortest> {
+pub(crate) fn beside_reference(program: &Path, name: &str, planted: &[&str]) -> Result<f64> {
     let mut process = Process::start(program, name, planted)?;
-    let mut shortest = Shortest::NONE;
-    for _ in 0..ROUNDS {
-        let [other, path] = process.round()?;
-        shortest = shortest.and(Shortest { path, other });
-    }
+    let turns = (0..ROUNDS).map(|_| process.round()).collect::<Result<_>>()?;
     process.end()?;
-    Ok(shortest)
+    Ok(ratio(turns))
 }
 
-/// The path in `program` beside the same in `other`.
+/// How many times as long the path takes in `program` as in `other`.
 ///
 /// # Errors
 /// When a measuring process ends badly.
-pub(crate) fn beside_other(program: &Path, other: &Path, name: &str) -> Result<Shortest> {
+pub(crate) fn beside_other(program: &Path, other: &Path, name: &str) -> Result<f64> {
     let mut own = Process::start(program, name, &[])?;
     let mut their = Process::start(other, name, &[])?;
-    let mut shortest = Shortest::NONE;
-    for _ in 0..ROUNDS {
+    let mut both = || {
         let ([_, path], [_, other]) = (own.round()?, their.round()?);
-        shortest = shortest.and(Shortest { path, other });
-    }
+        Ok([other, path])
+    };
+    let turns = (0..ROUNDS).map(|_| both()).collect::<Result<_>>()?;
     own.end()?;
     their.end()?;
-    Ok(shortest)
+    Ok(ratio(turns))
 }
 
 #[cfg(test)]
@@ -178,10 +154,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shortest_calls_of_several_measurements_make_the_ratio() {
-        let one = Shortest { path: 6.0, other: 2.0 };
-        let disturbed = Shortest { path: 5.0, other: 4.0 };
-        let both = Shortest::NONE.and(one).and(disturbed);
-        assert!((both.ratio() - 2.5).abs() < 1e-12);
+    fn neither_a_faster_minute_nor_a_disturbance_is_seen() {
+        let calm = |i: usize| [2.0, 6.0 + i as f64 / 1e3];
+        let faster = [0.5, 1.5];
+        let disturbed = |i: usize| [2.0, 8.0 + i as f64];
+        // Where the fastest call of all was of the path.
+        let lucky = [2.0, 4.5];
+        let turns = (0..20).map(calm).chain([faster, lucky]).chain((0..18).map(disturbed));
+        let found = ratio(turns.rev().collect());
+        assert!((found - 3.0).abs() < 0.005, "{found}");
     }
 }
