@@ -258,7 +258,12 @@ impl Gate {
                 "time",
             ),
             None => judged(
-                &check::times(&names, &expected, &|name| times::beside_reference(program, name, &[]))?,
+                &check::times(
+                    &names,
+                    &expected,
+                    &|name| times::beside_reference(program, name, &[]),
+                    check::PAUSE,
+                )?,
                 "time",
             ),
         }
@@ -310,7 +315,10 @@ impl Gate {
                 tolerance: TIME_TOLERANCE,
             };
             let measure = |name: &str| times::beside_other(program, &other, name);
-            judged(&check::times(&known(Paths::Timed)?, &same, &measure)?, "time")
+            judged(
+                &check::times(&known(Paths::Timed)?, &same, &measure, check::PAUSE)?,
+                "time",
+            )
         };
         together([(!self.times).then(counts), (!self.counts).then(times)], &mut complain)
     }

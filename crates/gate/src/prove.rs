@@ -41,8 +41,14 @@ pub(crate) fn prove(
 ) -> Result<(usize, usize)> {
     let count = |planted: &[&[&str]]| check::counts(program, names, expected, planted);
     let time = |planted: &[&[&str]]| {
-        let run =
-            |planted: &&[&str]| check::times(names, expected, &|name| times::beside_reference(program, name, planted));
+        let run = |planted: &&[&str]| {
+            check::times(
+                names,
+                expected,
+                &|name| times::beside_reference(program, name, planted),
+                check::PAUSE,
+            )
+        };
         planted.iter().map(run).collect()
     };
     let (at_once, measure): (_, Measure<'_>) = match kind {
