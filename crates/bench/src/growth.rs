@@ -28,6 +28,8 @@ const ASKED_AT_ONCE: usize = 100;
 pub(crate) struct Growth {
     /// What was trained.
     pub(crate) about: String,
+    /// The commit of the project.
+    pub(crate) commit: String,
     /// Memory on the way.
     pub(crate) points: Vec<Point>,
     /// Its speed after the last mark over that of a training just past the first one, which took turns with it.
@@ -145,6 +147,7 @@ pub(crate) fn run(case: &Case, options: &Options, most: u64) -> Result<(Growth, 
     early.worker.quit()?;
     let growth = Growth {
         about: case.about(),
+        commit: options.commit.clone(),
         points,
         speed: with_interval(&speeds),
     };

@@ -282,6 +282,12 @@ fn environment(environment: &Environment, results: &Results) -> String {
     for case in &results.cases {
         commits.entry(&case.commit).or_default().push(&case.name);
     }
+    for growth in &results.growth {
+        let rows = commits.entry(&growth.commit).or_default();
+        if rows.last() != Some(&"growth") {
+            rows.push("growth");
+        }
+    }
     // Rows that were measured at different times are not of one run.
     let commits = commits.iter().map(|(commit, cases)| match commits.len() {
         1 => (*commit).to_owned(),
@@ -292,7 +298,10 @@ fn environment(environment: &Environment, results: &Results) -> String {
         "- commit of the project: {}",
         commits.collect::<Vec<_>>().join("; ")
     );
-    out.push_str("- `just bench-peers`, or `just bench-peers --only NAME` for a row\n");
+    out.push_str(
+        "- `just bench-peers --rounds TURNS --results results/bench`, and `--only NAME` for a row; turns stand in round \
+         brackets\n- on a GPU: not measured\n",
+    );
     out
 }
 
@@ -355,6 +364,7 @@ mod tests {
         };
         let growth = Growth {
             about: "SFT step".to_owned(),
+            commit: "abc".to_owned(),
             points: vec![point(10_000, 80.0), point(1_000_000, 100.0)],
             speed: with_interval(&[0.99; 6]),
         };
@@ -437,7 +447,7 @@ mod tests {
         results.cases.push(later);
         let page = of(&results);
         assert!(
-            page.contains("- commit of the project: abc (sft_64_bf16); def (start)\n"),
+            page.contains("- commit of the project: abc (sft_64_bf16, growth); def (start)\n"),
             "{page}"
         );
         assert!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::baseline::Figure;
-use crate::times::beside_reference;
+use crate::times::{Least, beside_reference};
 use crate::verdict::{Meaning, Verdict};
 use crate::{Measured, counts};
 
@@ -32,16 +32,16 @@ pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) fn times(
     names: &[&str],
     expected: &dyn Fn(&str) -> Figure,
-    measure: &dyn Fn(&str) -> Result<f64>,
+    measure: &dyn Fn(&str) -> Result<Least>,
     mut pause: Duration,
 ) -> Result<Vec<Verdict>> {
     let mut all = names
         .iter()
         .map(|name| {
-            let ratio = measure(name)?;
-            Ok((ratio, Verdict::of(name, ratio, expected(name))))
+            let least = measure(name)?;
+            Ok((least, Verdict::of(name, least.ratio(), expected(name))))
         })
-        .collect::<Result<Vec<(f64, Verdict)>>>()?;
+        .collect::<Result<Vec<(Least, Verdict)>>>()?;
     for _ in 1..TRIES {
         if all.iter().all(|(_, verdict)| verdict.meaning != Meaning::Slower) {
             break;
@@ -50,8 +50,8 @@ pub(crate) fn times(
         pause *= 2;
         for (name, (least, verdict)) in names.iter().zip(&mut all) {
             if verdict.meaning == Meaning::Slower {
-                *least = least.min(measure(name)?);
-                *verdict = Verdict::of(name, *least, expected(name));
+                *least = least.and(measure(name)?);
+                *verdict = Verdict::of(name, least.ratio(), expected(name));
             }
         }
     }
@@ -81,7 +81,7 @@ pub(crate) fn ratios(program: &Path, names: &[&str]) -> Result<Vec<Measured>> {
     let mut all = vec![f64::INFINITY; names.len()];
     for _ in 0..TRIES {
         for (name, least) in names.iter().zip(&mut all) {
-            *least = least.min(beside_reference(program, name, &[])?);
+            *least = least.min(beside_reference(program, name, &[])?.ratio());
         }
     }
     let measured = names.iter().zip(all).map(|(name, value)| Measured {
@@ -100,7 +100,12 @@ mod tests {
     /// The verdict after measuring such ratios, and how many of them were not asked for.
     fn verdict(ratios: &[f64]) -> (Verdict, usize) {
         let left = RefCell::new(ratios.iter());
-        let measure = |_: &str| Ok(*left.borrow_mut().next().unwrap());
+        let measure = |_: &str| {
+            Ok(Least {
+                path: *left.borrow_mut().next().unwrap(),
+                other: 1.0,
+            })
+        };
         let expected = |_: &str| Figure {
             value: 1.0,
             tolerance: 0.05,

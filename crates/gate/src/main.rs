@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result, bail};
 use baseline::{Baseline, Counts, Figure, processor};
 use check::{COUNT_TOLERANCE, TIME_TOLERANCE};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use paths::GuardedPath;
 use prove::Kind;
@@ -70,7 +71,8 @@ struct Gate {
     #[arg(long, value_name = "REVISION", conflicts_with = "prove")]
     against: Option<String>,
     /// Plant a slowdown of a tenth so many times, and run as often without: were all caught, was there a false alarm?
-    #[arg(long, value_name = "RUNS", num_args = 0..=1, default_missing_value = "20")]
+    #[arg(long, value_name = "RUNS", num_args = 0..=1, default_missing_value = "20",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     prove: Option<usize>,
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub struct RolloutSettings {
     /// Completions of each prompt, at least 1.
     pub samples_per_prompt: usize,
-    /// Rows generated at once, at least 1; changes speed and memory only.
+    /// Rows generated at once, at least 1; changes speed and memory, and log-probs by rounding.
     pub batch: usize,
     /// How each token is chosen.
     pub sampling: Sampling,

@@ -17,7 +17,6 @@ mod classify;
 mod error;
 mod examples;
 mod fit;
-mod header;
 mod language;
 mod learner;
 mod objective;
@@ -32,6 +31,7 @@ mod reference;
 mod reward;
 mod schedule;
 mod settings;
+mod stored;
 
 pub use checkpoint::Best;
 pub use classify::ClassifierObjective;

@@ -17,7 +17,7 @@ use unsay_model::{Params, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::hex;
-use crate::header::{self, bytes_of, name};
+use crate::stored::{self, bytes_of, name};
 
 const VERSION: u32 = 1;
 
@@ -85,21 +85,21 @@ impl PrefixStates {
             tokens: tokens_hash(encoded),
         };
         let rows = |window: &[Encoded]| states_of(trunk, n_frozen, window);
-        header::write(path, &header, (encoded, WAITING_TOKENS), rows, (progress, stop))
+        stored::write(path, &header, (encoded, WAITING_TOKENS), rows, (progress, stop))
     }
 
     /// Opens a file that was made of these examples.
     ///
     /// **Errors**: [`Error::Stored`] for one that was made of others, is cut short, or is something else.
     pub fn open(path: &Path, encoded: &[Encoded]) -> Result<Self> {
-        let header::Opened {
+        let stored::Opened {
             file,
             header,
             start,
             end,
-        } = header::open::<Header>(path, WHAT)?;
-        header::check_version((WHAT, path), VERSION, header.version)?;
-        let kind = header::kind((WHAT, path), &header.kind)?;
+        } = stored::open::<Header>(path, WHAT)?;
+        stored::check_version((WHAT, path), VERSION, header.version)?;
+        let kind = stored::kind((WHAT, path), &header.kind)?;
         let row = (header.width as u64).saturating_mul(kind.elt_size_in_bytes() as u64);
         let sizes = encoded.iter().map(|one| (one.ids.len() as u64).saturating_mul(row));
         let states = Self {
@@ -107,10 +107,10 @@ impl PrefixStates {
             file,
             header,
             kind,
-            offsets: header::offsets(start, sizes),
+            offsets: stored::offsets(start, sizes),
         };
         states.check_examples(encoded)?;
-        header::check_length((WHAT, path), states.offsets.last().copied().unwrap_or(0), end)?;
+        stored::check_length((WHAT, path), states.offsets.last().copied().unwrap_or(0), end)?;
         Ok(states)
     }
 
@@ -187,7 +187,7 @@ impl PrefixStates {
         let longest = spans.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
         let mut bytes = vec![0; longest * examples.len()];
         for ((slot, (states, _)), (start, n)) in bytes.chunks_exact_mut(longest.max(1)).zip(examples).zip(spans) {
-            header::read_at(&states.file, &states.path, start, &mut slot[..n])?;
+            stored::read_at(&states.file, &states.path, start, &mut slot[..n])?;
         }
         let size = [examples.len(), longest / row.max(1), width].map(|n| n as i64);
         Ok(Tensor::f_from_data_size(&bytes, &size, kind)?)
@@ -205,7 +205,7 @@ impl PrefixStates {
 /// The bytes of each example's states.
 fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<Vec<u8>>> {
     let mut rows = vec![Vec::new(); encoded.len()];
-    for group in header::passes(encoded) {
+    for group in stored::passes(encoded) {
         let picked: Vec<&Encoded> = group.iter().map(|&position| &encoded[position]).collect();
         let batch = Batch::new(&picked)?;
         let ids = Tensor::f_from_slice(&batch.ids)?.f_view([batch.n_examples as i64, batch.width as i64])?;
@@ -223,7 +223,7 @@ fn states_of(trunk: &Trunk, n_frozen: usize, encoded: &[Encoded]) -> Result<Vec<
 
 /// A hash of what decides the states.
 fn model_hash(trunk: &Trunk, params: &Params, n_blocks: usize) -> Result<String> {
-    header::model_hash(trunk, n_blocks, params.below(n_blocks))
+    stored::model_hash(trunk, n_blocks, params.below(n_blocks))
 }
 
 fn tokens_hash(encoded: &[Encoded]) -> String {

@@ -12,8 +12,8 @@ use unsay_model::{Decoder, Trunk};
 
 use crate::error::{Error, Result};
 use crate::examples::{Examples, Place};
-use crate::header::{self, bytes_of, name};
 use crate::pairs::branches;
+use crate::stored::{self, bytes_of, name};
 
 const VERSION: u32 = 1;
 
@@ -122,24 +122,24 @@ impl ReferenceLogps {
             computed_in: name(computed_in)?.to_owned(),
             kind: name(kind_of_logps(computed_in))?.to_owned(),
             n_pairs: pairs.len(),
-            pairs: header::samples_hash(pairs),
+            pairs: stored::samples_hash(pairs),
         };
         let rows = |window: &[EncodedPair]| off(decoder, |decoder| rows_of(decoder, window));
-        header::write(path, &header, (pairs, WAITING_TOKENS), rows, (progress, stop))
+        stored::write(path, &header, (pairs, WAITING_TOKENS), rows, (progress, stop))
     }
 
     /// Opens a file that was made of these pairs.
     ///
     /// **Errors**: [`Error::Stored`] for one that was made of others, is cut short, or is something else.
     pub fn open(path: &Path, pairs: &[EncodedPair]) -> Result<Self> {
-        let header::Opened {
+        let stored::Opened {
             file,
             header,
             start,
             end,
-        } = header::open::<Header>(path, WHAT)?;
-        header::check_version((WHAT, path), VERSION, header.version)?;
-        let kind = header::kind((WHAT, path), &header.kind)?;
+        } = stored::open::<Header>(path, WHAT)?;
+        stored::check_version((WHAT, path), VERSION, header.version)?;
+        let kind = stored::kind((WHAT, path), &header.kind)?;
         let bytes = kind.elt_size_in_bytes() as u64;
         let branches = pairs.iter().flat_map(EncodedPair::branches);
         let sizes = branches.map(|branch| (branch.n_learnt as u64).saturating_mul(bytes));
@@ -148,10 +148,10 @@ impl ReferenceLogps {
             file,
             header,
             kind,
-            offsets: header::offsets(start, sizes),
+            offsets: stored::offsets(start, sizes),
         };
         logps.check_examples(pairs)?;
-        header::check_length((WHAT, path), logps.offsets.last().copied().unwrap_or(0), end)?;
+        stored::check_length((WHAT, path), logps.offsets.last().copied().unwrap_or(0), end)?;
         Ok(logps)
     }
 
@@ -180,7 +180,7 @@ impl ReferenceLogps {
         if expected != got {
             return Err(self.foreign(format!("expected those of {expected} pairs, got {got}")));
         }
-        match header::samples_hash(pairs) == self.header.pairs {
+        match stored::samples_hash(pairs) == self.header.pairs {
             true => Ok(()),
             false => Err(self.foreign("made of other tokens than those of the pairs".to_owned())),
         }
@@ -199,7 +199,7 @@ impl ReferenceLogps {
         };
         let before = into.len();
         into.resize(before + (end - start) as usize, 0);
-        header::read_at(&self.file, &self.path, start, &mut into[before..])
+        stored::read_at(&self.file, &self.path, start, &mut into[before..])
     }
 }
 
@@ -294,7 +294,7 @@ impl Predicting {
 /// The bytes of each pair's log-probabilities.
 fn rows_of(decoder: &Decoder, pairs: &[EncodedPair]) -> Result<Vec<Vec<u8>>> {
     let mut rows = vec![Vec::new(); pairs.len()];
-    for group in header::passes(pairs) {
+    for group in stored::passes(pairs) {
         let picked: Vec<&EncodedPair> = group.iter().map(|&position| &pairs[position]).collect();
         let batch = PairBatch::new(&picked, true)?;
         let logps = logps_of(decoder, &batch)?.f_to(Device::Cpu)?;
@@ -311,7 +311,7 @@ fn rows_of(decoder: &Decoder, pairs: &[EncodedPair]) -> Result<Vec<Vec<u8>>> {
 /// A hash of what decides a model's log-probabilities; an adapter does not.
 fn model_hash(decoder: &Decoder) -> Result<String> {
     let trunk = decoder.trunk();
-    header::model_hash(trunk, trunk.n_blocks(), decoder.params().base())
+    stored::model_hash(trunk, trunk.n_blocks(), decoder.params().base())
 }
 
 /// Sums are taken in f32 or wider.

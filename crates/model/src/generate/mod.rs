@@ -121,8 +121,8 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Up to so many rows at once, 32 if nothing is said: a row is a completion, or a beam of one. Changes speed and memory
-    /// only.
+    /// Up to so many rows at once, 32 if nothing is said: a row is a completion, or a beam of one. Changes speed and memory,
+    /// and log-probs by rounding, which can decide between tokens that are all but equal.
     pub fn batch(mut self, rows: usize) -> Self {
         self.batch = rows;
         self

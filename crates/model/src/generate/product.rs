@@ -142,7 +142,7 @@ impl Product {
     }
 
     /// x [N, in] → [N, out], in the kind of x. `alone`: N is 1, and the request has no other row. x is of the weight's kind, or
-    /// f32 where it is alone.
+    /// f32 where it is alone; a weight that has no way of its own for that is multiplied in its own kind.
     pub(super) fn apply(&self, x: &Tensor, alone: bool) -> Result<Tensor> {
         let one_row = self.one_row.as_ref().filter(|_| alone);
         let (bias, narrow) = (self.bias.as_ref(), || x.f_to_kind(self.kind));
@@ -152,6 +152,7 @@ impl Product {
             (None, Weight::Plain(weight)) => narrow()?.f_linear(weight, bias)?,
             (None, Weight::Packed(weight, packer)) => packer.multiply(&narrow()?, weight, bias)?,
         };
+        let y = y.f_to_kind(x.f_kind()?)?;
         for (part, start, width) in &self.low_rank {
             let mut own = y.f_narrow(-1, *start, *width)?;
             let sum = part.add(x, own.shallow_clone())?;

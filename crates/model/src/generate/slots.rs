@@ -15,6 +15,8 @@ pub(super) struct Slots {
     /// How many tokens of each row have keys.
     filled: Vec<i64>,
     shape: Shape,
+    /// Whether the request has one row, and had no other.
+    alone: bool,
     /// Where keys and values lie apart.
     meeting: Option<Rc<Meeting>>,
     kind: Kind,
@@ -77,6 +79,7 @@ impl Slots {
             layers: (0..n_blocks).map(store).collect::<Result<_>>()?,
             filled: vec![0; rows],
             shape,
+            alone: rows == 1,
             meeting: None,
             kind,
             device,
@@ -100,10 +103,9 @@ impl Slots {
         self.layers[layer].insert(kv, (owners, rows), self.shape)
     }
 
-    /// Whether they are of a request of one row, which stays so until it ends. The last row that is left of several is not: it
-    /// goes on as it began.
+    /// Whether they are of a request of one row. The last row that is left of several is not alone: it goes on as it began.
     pub(super) fn alone(&self) -> bool {
-        self.filled.len() == 1 && self.meeting.is_none()
+        self.alone
     }
 
     /// How many tokens the longest row has keys of.
