@@ -41,6 +41,8 @@ pub(crate) struct Growth {
 pub(crate) struct Point {
     /// Training tokens so far.
     pub(crate) tokens: u64,
+    /// Those of the largest batch so far, whose activations decide how much memory a training takes.
+    pub(crate) largest_batch: u64,
     /// Tokens per second since the point before, or since the start.
     pub(crate) tokens_per_sec: f64,
     /// Resident memory then, in MiB.
@@ -63,6 +65,7 @@ impl Growth {
 struct Training {
     worker: Worker,
     tokens: u64,
+    largest_batch: u64,
     points: Vec<Point>,
 }
 
@@ -87,6 +90,7 @@ impl Training {
         Ok(Self {
             worker,
             tokens: 0,
+            largest_batch: 0,
             points: Vec::new(),
         })
     }
@@ -98,12 +102,15 @@ impl Training {
             let n = left.min(ASKED_AT_ONCE);
             let ran = self.worker.run(n)?;
             tokens += ran.tokens.iter().sum::<u64>();
+            let largest = ran.tokens.iter().copied().max().unwrap_or_default();
+            self.largest_batch = self.largest_batch.max(largest);
             secs += ran.secs.iter().sum::<f64>();
             left -= n;
             if left == 0 {
                 self.tokens += tokens;
                 self.points.push(Point {
                     tokens: self.tokens,
+                    largest_batch: self.largest_batch,
                     tokens_per_sec: tokens as f64 / secs,
                     rss_mib: ran.rss_mib,
                     peak_mib: ran.peak_mib,

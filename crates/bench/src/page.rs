@@ -171,9 +171,10 @@ fn growth(results: &Results) -> String {
     let mut out = String::from(
         "\n## As work grows\n\n\
          Trainings of ours in fp32 that go on. Speed is that after the last mark over that of the same training just past the first \
-         mark, in a process of its own; the two take turns. Memory is that of the process at the last mark over the first.\n\n\
-         | training | at tokens | resident MiB | peak MiB | speed, late / early | memory, late / early | goal: within 10 % |\n\
-         |---|---|---|---|---|---|---|\n",
+         mark, in a process of its own; the two take turns. Memory is that of the process at the last mark over the first; where \
+         lengths are spread, later batches come to be larger than the first ten were.\n\n\
+         | training | at tokens | largest batch so far | resident MiB | peak MiB | speed, late / early | memory, late / early | goal: within 10 % |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
     for growth in &results.growth {
         let list = |value: &dyn Fn(&Point) -> f64| {
@@ -186,9 +187,10 @@ fn growth(results: &Results) -> String {
         let memory = growth.memory();
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {value:.3} [{low:.3}, {high:.3}] ({n}) | {memory:.3} | {} |",
+            "| {} | {} | {} | {} | {} | {value:.3} [{low:.3}, {high:.3}] ({n}) | {memory:.3} | {} |",
             growth.about,
             list(&|point| point.tokens as f64),
+            list(&|point| point.largest_batch as f64),
             list(&|point| point.rss_mib),
             list(&|point| point.peak_mib),
             met(value >= 0.9 && memory <= 1.1)
@@ -358,6 +360,7 @@ mod tests {
         };
         let point = |tokens, rss_mib| Point {
             tokens,
+            largest_batch: 1024,
             tokens_per_sec: 4000.0,
             rss_mib,
             peak_mib: 110.0,
@@ -391,7 +394,7 @@ mod tests {
         );
         assert!(
             page.contains(
-                "| SFT step | 10,000 / 1,000,000 | 80 / 100 | 110 / 110 | 0.990 [0.990, 0.990] (6) | 1.250 | not met |"
+                "| SFT step | 10,000 / 1,000,000 | 1,024 / 1,024 | 80 / 100 | 110 / 110 | 0.990 [0.990, 0.990] (6) | 1.250 | not met |"
             ),
             "{page}"
         );
