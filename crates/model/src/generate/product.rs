@@ -146,13 +146,16 @@ impl Product {
     pub(super) fn apply(&self, x: &Tensor, alone: bool) -> Result<Tensor> {
         let one_row = self.one_row.as_ref().filter(|_| alone);
         let (bias, narrow) = (self.bias.as_ref(), || x.f_to_kind(self.kind));
+        let wide_again = |y: Tensor| match alone {
+            true => y.f_to_kind(x.f_kind()?),
+            false => Ok(y),
+        };
         let y = match (one_row, &self.weight) {
             (Some(OneRow::Sums(sums)), _) => sums.apply(x, bias)?,
             (Some(OneRow::Halves(weight, packer)), _) => packer.multiply(x, weight, bias)?,
-            (None, Weight::Plain(weight)) => narrow()?.f_linear(weight, bias)?,
-            (None, Weight::Packed(weight, packer)) => packer.multiply(&narrow()?, weight, bias)?,
+            (None, Weight::Plain(weight)) => wide_again(narrow()?.f_linear(weight, bias)?)?,
+            (None, Weight::Packed(weight, packer)) => wide_again(packer.multiply(&narrow()?, weight, bias)?)?,
         };
-        let y = y.f_to_kind(x.f_kind()?)?;
         for (part, start, width) in &self.low_rank {
             let mut own = y.f_narrow(-1, *start, *width)?;
             let sum = part.add(x, own.shallow_clone())?;
